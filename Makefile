@@ -1,0 +1,36 @@
+# The whole life of a checkout: `make demo` needs nothing but Python, make and a package registry.
+PYTHON ?= python3
+BIN := .venv/bin
+# No usage reports to anybody, and no question of a hub: nothing below needs the internet after installation.
+export RAY_USAGE_STATS_ENABLED := 0
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: install demo test chat lint bench clean
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "preftune needs Python 3.11 or newer; set PYTHON=/path/to/it")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/preftune run quickstart
+
+chat: install
+	$(BIN)/preftune chat
+
+test: install
+	$(BIN)/python -m pytest -m 'not gpu and not network'
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv build dist *.egg-info
