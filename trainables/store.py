@@ -1,0 +1,116 @@
+"""Prepared folders: named by what went into them, made once, checked on every use."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+
+log = logging.getLogger(__name__)
+
+META = "meta.json"
+
+
+def key_of(inputs: Mapping[str, object]) -> str:
+    """Return the name of a content: 16 hexadecimal digits of the SHA-256 of its sorted JSON."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees all of it or what stood there before."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes it private; a run folder is shared like any other file
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def damage(folder: Path) -> str | None:
+    """Say what is wrong with a prepared folder, or return None when every file has its checksum."""
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        files: dict[str, str] = meta["files"]
+    except FileNotFoundError:
+        return f"{folder} is not complete ({META} is missing)"
+    except (ValueError, KeyError, TypeError):
+        return f"{folder / META} cannot be read"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if checksum(path) != expected:
+            return f"{path} has changed since it was written"
+    return None
+
+
+def build_once(
+    root: Path, stage: str, inputs: Mapping[str, object], build: Callable[[Path], None]
+) -> Path:
+    """Return the prepared folder of `inputs`, calling `build` only where there is none yet.
+
+    Args:
+        root: the `prepared` folder.
+        stage: `data`, `sft`, `reference` or `answers`.
+        inputs: everything that the content depends on; JSON values only.
+        build: fills the empty folder that it is given.
+
+    A lock keeps a second process waiting for the first one's result. A folder whose checksums do not hold is made
+    again, with a warning that names the file.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    key = key_of(inputs)
+    folder = root / f"{stage}-{key}"
+    with FileLock(root / f".{folder.name}.lock"):
+        if folder.exists():
+            found = damage(folder)
+            if found is None:
+                return folder
+            log.warning("%s: computing it again", found)
+            shutil.rmtree(folder)
+        started = time.monotonic()
+        work = Path(tempfile.mkdtemp(dir=root, prefix=f".{folder.name}."))
+        try:
+            build(work)
+            files = sorted(path for path in work.rglob("*") if path.is_file())
+            write_json(
+                work / META,
+                {
+                    "stage": stage,
+                    "key": key,
+                    "inputs": dict(inputs),
+                    "files": {str(path.relative_to(work)): checksum(path) for path in files},
+                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "seconds": round(time.monotonic() - started, 1),
+                },
+            )
+            work.chmod(0o755)
+            work.rename(folder)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    return folder
