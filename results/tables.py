@@ -1,0 +1,186 @@
+"""Tables for the terminal, in plain text where the output is not one."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from results.run import Run, RunSummary, Trial, leaderboard
+from results.words import (
+    compact,
+    ending,
+    flags,
+    interval,
+    judged,
+    measure,
+    number,
+    plain,
+    verdict_sentence,
+)
+
+MEASURES = ("win_rate", "judge_score", "kl", "accuracy", "length_ratio")
+STYLES = {"complete": "green", "running": "cyan", "infeasible": "yellow", "failed": "red"}
+
+
+def runs_table(runs: Iterable[RunSummary]) -> Table:
+    """Past runs, newest first as given."""
+    table = _table("run", "state", "started", "model", "verdict")
+    for run in runs:
+        started = (run.created or "").replace("T", " ")[:16]
+        cells = (run.name, run.state, started, run.model or "-", run.sentence or "-")
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    table.columns[2].no_wrap = True
+    table.columns[4].ratio = 1
+    return table
+
+
+def leaderboard_table(run: Run, limit: int | None = None) -> RenderableType:
+    """Trials best first under the reference's line; below them, what to be wary of and where."""
+    names = run.searched
+    table = _table("trial", "ended", "pairs", *names, *MEASURES)
+    folded = [_fold(name) for name in names]
+    for column in table.columns:
+        column.header = Text(_fold(str(column.header)))
+        column.justify, column.overflow = "right", "fold"
+        # Only hyperparameters give way: a list or a name may fold, a measure may not.
+        column.no_wrap = str(column.header) not in folded
+    table.columns[1].justify = "left"
+    reference = ["reference", "0", *("" for _ in names)]
+    table.add_row("-", *reference, *(measure(run.reference, m) for m in MEASURES), style="dim")
+    winner = (run.verdict() or {}).get("winner")
+    for trial in leaderboard(run)[:limit]:
+        table.add_row(
+            Text(f"{trial.number}{'*' if trial.number == winner else ''}"),
+            Text(ending(trial, run), style=STYLES.get(trial.state, "")),
+            str(trial.pairs or "-"),
+            *(Text(compact(trial.params.get(name, "-"))) for name in names),
+            *(measure(trial.measures, m) for m in MEASURES),
+            style="bold" if trial.number == winner else "",
+        )
+    warnings: dict[str, list[str]] = {}
+    for trial in run.trials():
+        for flag in flags(trial):
+            warnings.setdefault(flag, []).append(str(trial.number))
+    notes = ["* the winner of the verdict"] if winner is not None else []
+    notes += [f"{plain(flag)}: trial {', '.join(numbers)}" for flag, numbers in warnings.items()]
+    return Group(table, *(Text(note, style="dim") for note in notes))
+
+
+def verdict_panel(run: Run) -> Panel:
+    """The verdict in words, and the finalists on the test split with their intervals."""
+    verdict = run.verdict()
+    sentence = Text(verdict_sentence(run), style="bold")
+    if verdict is None:
+        return Panel(Group(sentence, *_list(run.missing())), title="Verdict", title_align="left")
+    metric = str(verdict.get("metric") or run.metric)
+    digits = 3 if metric == "pair_loss" else 2
+    table = _table("trial", metric, "difference", "judge_score", "difference", "kl", "beats it")
+    reference = verdict.get("reference") or {}
+    table.add_row("reference", measure(reference, metric), "", measure(reference, "judge_score"))
+    for finalist in verdict.get("finalists") or []:
+        test = finalist.get("test") or {}
+        table.add_row(
+            f"{finalist.get('number')}",
+            measure(test, metric),
+            interval(finalist.get("difference"), finalist.get("interval"), digits),
+            measure(test, "judge_score"),
+            interval(finalist.get("judge_score_difference"), finalist.get("judge_score_interval")),
+            measure(test, "kl"),
+            "yes" if finalist.get("beats_reference") else "no",
+        )
+        for seed in finalist.get("fresh_seeds") or []:
+            again = seed.get("test") or {}
+            scores = (measure(again, metric), "", measure(again, "judge_score"), "")
+            table.add_row(f"  seed {seed.get('seed')}", *scores, measure(again, "kl"), style="dim")
+    note = Text(
+        f"{verdict.get('test_prompts', '?')} test prompts; intervals at "
+        f"{100 * float(verdict.get('confidence') or 0):g} %, all finalists together."
+    )
+    border = "green" if verdict.get("passing") else "yellow"
+    words = [Text(line) for line in [judged(verdict)] if line]
+    body = Group(sentence, *words, table, note)
+    return Panel(body, title="Verdict", title_align="left", border_style=border)
+
+
+def trial_detail(run: Run, n: int, samples: int = 3) -> RenderableType:
+    """One trial: its end, its hyperparameters, each rung, each decision, some of its answers."""
+    trial = run.trial(n)
+    facts = _table("", "")
+    facts.show_header = False
+    for key, value in _facts(run, trial):
+        facts.add_row(Text(key), Text(value))
+    parts: list[RenderableType] = [facts]
+    if rungs := run.measures(n):
+        table = _table("measure", "reference", *(f"{r.get('pairs', '?')} pairs" for r in rungs))
+        names = dict.fromkeys(
+            k for r in rungs for k, v in r.items() if isinstance(v, float) or v is None
+        )
+        for name in names:
+            values = [measure(run.reference, name), *(measure(r, name) for r in rungs)]
+            table.add_row(name, *values)
+        parts.append(table)
+    decisions = [
+        f"{d.get('pairs')} pairs: {d.get('decision')} at {number(d.get('value'), 3)}, "
+        f"{d.get('reason')}"
+        for d in run.decisions()
+        if d.get("trial") == n
+    ]
+    parts += [Text("Decisions", style="bold"), *_list(decisions)] if decisions else []
+    for sample in run.samples(n)[-samples:]:
+        answer = Text()
+        answer.append(plain(sample.get("prompt", "")).strip() + "\n", style="dim")
+        answer.append(plain(sample.get("answer", "")).strip())
+        title = f"score {number(sample.get('score'))}, {sample.get('pairs', '?')} pairs"
+        parts.append(Panel(answer, title=title, title_align="left", border_style="dim"))
+    return Group(*parts)
+
+
+def data_report_table(run: Run) -> Table:
+    """What was loaded, dropped and truncated: each figure of `data_report.json` on a line."""
+    table = _table("data", "value")
+    for key, value in _flat(run.data_report() or {"data_report.json": "missing"}):
+        table.add_row(Text(plain(key)), Text(compact(value)))
+    return table
+
+
+def _facts(run: Run, trial: Trial) -> list[tuple[str, str]]:
+    facts = [("trial", f"{trial.number} of run {run.name}"), ("ended", ending(trial, run))]
+    facts += [("cause", plain(trial.cause))] if trial.cause else []
+    facts += [(name, compact(value)) for name, value in trial.params.items()]
+    skipped = ("ended_by", "cause")
+    facts += [(k, compact(v)) for k, v in trial.attrs.items() if k not in skipped]
+    facts += [("wary of", ", ".join(flags(trial)))] if flags(trial) else []
+    return facts
+
+
+def _table(*columns: str) -> Table:
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table.show_edge = False
+    return table
+
+
+def _list(lines: Iterable[str]) -> list[Text]:
+    return [Text(f"- {plain(line)}") for line in lines]
+
+
+def _fold(name: str, width: int = 7) -> str:
+    """Break a long field name before underscores, so that its column is as narrow as its values."""
+    first, *rest = name.split("_")
+    lines = [first]
+    for part in rest:
+        if len(lines[-1]) + 1 + len(part) > width:
+            lines.append("")
+        lines[-1] += f"_{part}"
+    return "\n".join(lines)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item

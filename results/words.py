@@ -1,0 +1,135 @@
+"""How numbers, states and verdicts read, the same in the terminal, on the board and on the card."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from results.run import Run, Trial
+
+# Measure -> how it reads in a table.
+DIGITS = {
+    "win_rate": 3,
+    "judge_score": 2,
+    "kl": 1,
+    "accuracy": 2,
+    "length_ratio": 2,
+    "pair_loss": 3,
+}
+
+
+def plain(text: object) -> str:
+    """Text of a model or a data set without control characters, which could drive a terminal."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text)
+    )
+
+
+def compact(value: object) -> str:
+    """A hyperparameter in few characters: 2.1e-4, 0.3, 8, sigmoid + sft."""
+    if isinstance(value, list):
+        return " + ".join(compact(item) for item in value)
+    if isinstance(value, dict):
+        return plain(json.dumps(value))
+    if isinstance(value, bool) or not isinstance(value, float):
+        return plain(value)
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if 1e-2 <= abs(value) < 1e5:
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def number(value: object, digits: int = 2) -> str:
+    """A measure with fixed digits; a dash where there is none."""
+    if not isinstance(value, int | float) or math.isnan(value):
+        return "-"
+    return f"{value:.{digits}f}"
+
+
+def measure(measures: Mapping[str, Any], name: str) -> str:
+    """One measure of a record, in its usual number of digits."""
+    return number(measures.get(name), DIGITS.get(name, 2))
+
+
+def interval(difference: object, bounds: object, digits: int = 2) -> str:
+    """A signed difference with its interval: +0.30 [+0.24, +0.37]."""
+    if not isinstance(difference, int | float):
+        return "-"
+    text = f"{difference:+.{digits}f}"
+    if isinstance(bounds, list | tuple) and len(bounds) == 2:
+        text += f" [{bounds[0]:+.{digits}f}, {bounds[1]:+.{digits}f}]"
+    return text
+
+
+def judged(verdict: Mapping[str, Any], trial: int | None = None) -> str | None:
+    """The judge's test scores of a finalist (default: the winner, or the first) and reference."""
+    finalists = verdict.get("finalists") or []
+    wanted = verdict.get("winner") if trial is None else trial
+    chosen = next((f for f in finalists if f.get("number") == wanted), None)
+    chosen = chosen or (finalists[0] if finalists and trial is None else None)
+    score = ((chosen or {}).get("test") or {}).get("judge_score")
+    before = (verdict.get("reference") or {}).get("judge_score")
+    if chosen is None or score is None or before is None:
+        return None
+    difference = interval(chosen.get("judge_score_difference"), chosen.get("judge_score_interval"))
+    return (
+        f"On {verdict.get('test_prompts', '?')} prompts of the untouched test split the mean judge "
+        f"score is {number(score)} for trial {chosen.get('number')} and {number(before)} for the "
+        f"reference: {difference}."
+    )
+
+
+def ending(trial: Trial, run: Run) -> str:
+    """Why a trial ended, in a word or two."""
+    if trial.state == "running":
+        return "running" if run.active else "unfinished"
+    if trial.state == "stopped":
+        return {"asha": "asha", "stop": "by user", "time": "out of time"}.get(
+            trial.ended_by or "", "stopped"
+        )
+    if trial.state == "infeasible":
+        return "nan" if trial.ended_by == "nan" else "infeasible"
+    return trial.state
+
+
+def flags(trial: Trial) -> list[str]:
+    """What to be wary of in a trial's last measures: signs of collapse or of a misled measure."""
+    found = [f"over the {name} limit" for name, value in trial.constraints.items() if not value <= 0]
+    measures = trial.measures
+
+    def value(name: str) -> float | None:
+        raw = measures.get(name)
+        return float(raw) if isinstance(raw, int | float) else None
+
+    ratio, ended, repetition = value("length_ratio"), value("ended"), value("repetition")
+    accuracy, win_rate = value("accuracy"), value("win_rate")
+    if ratio is not None and not 0.67 <= ratio <= 1.5:
+        found.append("long answers" if ratio > 1 else "short answers")
+    if ended is not None and ended < 0.8:
+        found.append("answers do not end")
+    if repetition is not None and repetition > 0.2:
+        found.append("repeats itself")
+    # The pairs call it excellent while the judge prefers the reference: over-optimised.
+    if accuracy is not None and win_rate is not None and accuracy > 0.8 and win_rate < 0.45:
+        found.append("pairs mislead")
+    if trial.attrs.get("micro_batch"):
+        found.append(f"micro-batch {trial.attrs['micro_batch']}")
+    if trial.attrs.get("restarts"):
+        found.append(f"restarts {trial.attrs['restarts']}")
+    return found
+
+
+def verdict_sentence(run: Run) -> str:
+    """The verdict in one sentence, or why there is none yet."""
+    verdict = run.verdict()
+    if verdict is not None:
+        return plain(verdict.get("sentence") or f"The verdict is {verdict.get('outcome')!r}.")
+    return {
+        "preparing": "The data and the reference are being prepared.",
+        "searching": "The search goes on; there is no verdict yet.",
+        "verifying": "The finalists are being measured on the test split.",
+        "crashed": "The run crashed before its verdict.",
+        "failed": plain(f"The run failed: {run.info.get('error')}"),
+    }.get(run.state, f"The run was {run.state} before its verdict.")
