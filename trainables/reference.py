@@ -1,0 +1,165 @@
+"""What every trial needs of the reference: log-probs of the pairs, and answers to compare with.
+
+Computed once for a search, in the files that docs/run_folder.md lists.
+"""
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+
+from trainables.devices import device_and_dtype
+from trainables.generation import distinct_prompts, last_user_turn, sample_answers
+from trainables.judges import Judge
+from trainables.logprobs import LogProbs, sequence_logps
+from trainables.models import load_model, load_tokenizer
+from trainables.store import write_bytes, write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SPLITS = ("train", "validation", "test")
+ROWS_AT_ONCE = 4096  # as Python lists, the token ids of a whole data set take gigabytes
+
+# The reference draws other random numbers than the trials. With the same ones a policy close to it
+# would repeat its answers word for word, and ties would hide the noise of the comparison; drawn
+# independently, an untrained policy wins half of the prompts in expectation, with the spread that
+# every other trial has too.
+REFERENCE_STREAM = 1_000_003
+
+
+def reference_logps(
+    model: Path,
+    data: Path,
+    out: Path,
+    *,
+    batch_size: int,
+    precision: str,
+) -> None:
+    """Write `train.npz`, `validation.npz` and `test.npz` into `out` from a folder of prepared data.
+
+    To spread the work over devices, give each a part of the rows with `logps_of_pairs` and put the
+    parts together for `save_logps`.
+    """
+    loaded, tokenizer, autocast = _load(model, data, precision)
+    for split in SPLITS:
+        chosen, rejected = logps_of_pairs(
+            loaded,
+            read_pairs(data / f"{split}.parquet"),
+            batch_size=batch_size,
+            pad_token_id=tokenizer.pad_token_id or 0,
+            autocast=autocast,
+        )
+        save_logps(out / f"{split}.npz", chosen, rejected)
+
+
+def read_pairs(path: Path) -> pa.Table:
+    """Read the token ids of a parquet file of pairs."""
+    return pyarrow.parquet.read_table(path, columns=["prompt_ids", "chosen_ids", "rejected_ids"])
+
+
+def logps_of_pairs(
+    model: "PreTrainedModel",
+    pairs: pa.Table,
+    *,
+    batch_size: int,
+    pad_token_id: int,
+    autocast: torch.dtype | None = None,
+) -> tuple[LogProbs, LogProbs]:
+    """Return the log-probs of the chosen and of the rejected answers, nats, shape (pairs,) each."""
+    parts = [np.zeros((2, 0), dtype=np.float32)]
+    for start in range(0, pairs.num_rows, ROWS_AT_ONCE):
+        rows = pairs.slice(start, ROWS_AT_ONCE).to_pydict()
+        logps = sequence_logps(
+            model,
+            rows["prompt_ids"] * 2,
+            rows["chosen_ids"] + rows["rejected_ids"],
+            batch_size=batch_size,
+            pad_token_id=pad_token_id,
+            autocast=autocast,
+        )
+        parts.append(logps.reshape(2, -1))
+    chosen, rejected = np.concatenate(parts, axis=1)
+    return chosen, rejected
+
+
+def reference_answers(
+    model: Path,
+    data: Path,
+    out: Path,
+    judge: Judge | None,
+    *,
+    validation_prompts: int,
+    test_prompts: int,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int,
+    precision: str,
+) -> None:
+    """Sample and judge the reference's answers: write `validation.jsonl` and `test.jsonl`.
+
+    Args:
+        validation_prompts, test_prompts: how many distinct prompts of each split, from the first.
+        seed: the seed that trials sample with; the reference draws from another stream of it.
+    """
+    loaded, tokenizer, autocast = _load(model, data, precision)
+    for split, count in (("validation", validation_prompts), ("test", test_prompts)):
+        columns = ["row", "prompt", "prompt_ids"]
+        pairs = pyarrow.parquet.read_table(data / f"{split}.parquet", columns=columns).to_pydict()
+        positions = distinct_prompts(pairs["prompt_ids"], count)
+        answers = sample_answers(
+            loaded,
+            tokenizer,
+            [pairs["prompt_ids"][position] for position in positions],
+            max_new_tokens=max_new_tokens,
+            seed=seed + REFERENCE_STREAM,
+            batch_size=batch_size,
+            autocast=autocast,
+        )
+        prompts = [last_user_turn(pairs["prompt"][position]) for position in positions]
+        scores = judge(prompts, [answer.text for answer in answers]) if judge else None
+        lines = [
+            {
+                "row": pairs["row"][position],
+                "prompt": prompts[i],
+                "answer": answers[i].text,
+                "tokens": len(answers[i].ids),
+                "ended": answers[i].ended,
+                "score": scores[i] if scores else None,
+            }
+            for i, position in enumerate(positions)
+        ]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_text(out / f"{split}.jsonl", text)
+
+
+def _load(
+    model: Path, data: Path, precision: str
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase", torch.dtype | None]:
+    device, autocast = device_and_dtype(precision)
+    tokenizer = load_tokenizer(data / "tokenizer")
+    return load_model(model).to(device), tokenizer, autocast
+
+
+def save_logps(path: Path, chosen: LogProbs, rejected: LogProbs) -> None:
+    """Write arrays `chosen` and `rejected` as float32, atomically."""
+    content = io.BytesIO()
+    np.savez(content, chosen=np.float32(chosen), rejected=np.float32(rejected))
+    write_bytes(path, content.getvalue())
+
+
+def load_logps(path: Path) -> tuple[LogProbs, LogProbs]:
+    """Return the stored log-probs of the chosen and the rejected answers, nats, shape (pairs,)."""
+    with np.load(path) as arrays:
+        return arrays["chosen"], arrays["rejected"]
+
+
+def load_answers(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file of answers."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
