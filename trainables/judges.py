@@ -2,16 +2,20 @@
 
 import importlib.util
 import math
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from trainables.devices import autocast_dtype
 from trainables.errors import UserError
-from trainables.hub import snapshot
+from trainables.hub import first_sentence, snapshot
+from trainables.models import load_tokenizer, quiet
 
 Judge = Callable[[list[str], list[str]], list[float]]
 
@@ -44,11 +48,14 @@ def _checked(name: str, function: Callable[..., Any]) -> Judge:
 
     def scores_of(prompts: list[str], answers: list[str]) -> list[float]:
         scores = function(prompts, answers)
-        if not hasattr(scores, "__len__") or len(scores) != len(answers):
-            count = f"{len(scores)} scores" if hasattr(scores, "__len__") else repr(scores)
+        try:
+            right, returned = len(scores) == len(answers), f"{len(scores)} scores"
+        except TypeError:
+            right, returned = False, repr(scores)
+        if not right:
             raise UserError(
-                f"The judge `{name}` returned {count} for {len(answers)} answers: it must return "
-                "a list with one number for each."
+                f"The judge `{name}` returned {returned} for {len(answers)} answers: it must "
+                "return a list with one number for each."
             )
         numbers = []
         for i, score in enumerate(scores):
@@ -59,7 +66,8 @@ def _checked(name: str, function: Callable[..., Any]) -> Judge:
             if not math.isfinite(numbers[-1]):
                 raise UserError(
                     f"The judge `{name}` scored answer {i} with {score!r}: a score must be a "
-                    f"finite number. The prompt was {prompts[i]!r}, the answer {answers[i]!r}."
+                    f"finite number. The prompt was {shorten(prompts[i], 80)!r}, the answer "
+                    f"{shorten(answers[i], 80)!r}."
                 )
         return numbers
 
@@ -73,6 +81,7 @@ def _from_file(path: str) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location(f"judge_{file.stem}", file)
     assert spec is not None and spec.loader is not None  # a .py file always has a loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the module of a class
     _blaming_user(path, file, spec.loader.exec_module)(module)
     function = getattr(module, "judge", None)
     if not callable(function):
@@ -107,24 +116,28 @@ def _blaming_user(name: str, file: Path | None, function: Callable[..., Any]) ->
 
 
 def _reward_model(path: str, device: torch.device) -> Judge:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     folder, _ = snapshot(path)
+    tokenizer = load_tokenizer(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            use_safetensors=True,  # a pickle can run code
-            dtype=autocast_dtype("auto", device) or torch.float32,
-        )
-    except (OSError, ValueError) as error:
+        with quiet():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                use_safetensors=True,  # a pickle can run code
+                dtype=autocast_dtype("auto", device) or torch.float32,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"The judge `{path}` cannot be loaded as a reward model: {error} Name a Hub id or a "
-            "folder with safetensors, a .py file, or `quickstart`."
+            f"The judge `{path}` cannot be loaded as a reward model: {first_sentence(error)} Give "
+            "a Hub id or a folder with safetensors, a .py file, or `quickstart`."
         ) from error
-    if model.config.num_labels != 1:
+    if info["missing_keys"] or model.config.num_labels != 1:
+        # Without a head of its own, transformers would give it one that scores at random.
         raise UserError(
-            f"The judge `{path}` gives {model.config.num_labels} labels: a reward model has one."
+            f"The judge `{path}` is no reward model: it needs a trained head with one label, and "
+            f"it has {model.config.num_labels} labels and lacks {sorted(info['missing_keys'])}."
         )
     if not tokenizer.chat_template:
         raise UserError(f"The judge `{path}` has no chat template: choose one that has.")

@@ -47,7 +47,7 @@ def pair_measures(
     """
     delta = _floats(delta)
     return {
-        "pair_loss": float(np.logaddexp(0.0, -delta).mean()),
+        "pair_loss": float(_softplus(-delta).mean()),
         "accuracy": float(_prefer(delta).mean()),
         "margin": float(delta.mean()),
         "chosen_drift": float((_floats(chosen_log_ratio) / _floats(chosen_tokens)).mean()),
@@ -70,11 +70,10 @@ def length_controlled_win_rate(
     """Estimate the win rate as it would be if both answers were equally long.
 
     Fits P(win) = sigmoid(a + b * tanh(d / std(d))), d being the difference in tokens, and returns
-    sigmoid(a). This is the length-controlled AlpacaEval of Dubois et al. 2024 (arXiv:2404.04475,
-    equation 2) without its term for the difficulty of an instruction, which needs many models'
-    answers. A unit ridge on b keeps the fit finite where length alone decides. Where there is
-    nothing to control (one outcome only, or one difference in length only) it is the plain win
-    rate.
+    sigmoid(a). This is the length-controlled AlpacaEval of Dubois et al. 2024 (arXiv:2404.04475)
+    without its term for the difficulty of an instruction, which needs many models' answers. A unit
+    ridge on b keeps the fit finite where length alone decides. Where there is nothing to control
+    (one outcome only, or one difference in length only) it is the plain win rate.
 
     Args:
         won: 0, 1/2 or 1 for each prompt, shape (prompts,); see `wins`.
@@ -94,12 +93,11 @@ def length_controlled_win_rate(
         gradient = features.T @ (predicted - won) + ridge @ weights
         curvature = (features.T * (predicted * (1 - predicted))) @ features + ridge
         step = np.linalg.solve(curvature, gradient)
-        # A full Newton step can overshoot where the sigmoid is flat; the cap keeps the descent in
-        # its bowl.
+        # A full Newton step can overshoot where the sigmoid is flat.
         weights -= step / max(1.0, float(np.abs(step).max()))
         if np.abs(step).max() < 1e-9:
             break
-    return float(_sigmoid(weights[0]))
+    return float(_sigmoid(weights)[0])
 
 
 def repetition(ids: Sequence[int], n: int = 4) -> float:
@@ -159,5 +157,10 @@ def _prefer(difference: Floats) -> Floats:
     return (np.sign(difference) + 1) / 2
 
 
-def _sigmoid(x: Floats | np.float64) -> Floats:
-    return np.asarray(np.exp(-np.logaddexp(0.0, -x)))
+def _softplus(x: Floats) -> Floats:
+    """Return log(1 + exp(x)) without overflow; unlike logaddexp it takes a NaN without a warning."""
+    return np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.exp(-_softplus(-x))
