@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,  # the client's own name for its HTTP library's error, whichever library that is
+    HTTPError,  # of the client's HTTP library, whichever that is
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -22,12 +22,13 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from trainables.errors import UserError
 
 Kind = Literal["model", "dataset"]
+WORDS: dict[Kind, str] = {"model": "model", "dataset": "data set"}
 
 QUICKSTART = "quickstart"
 CODE = "*.py"
 # Weights as safetensors only: a pickle from a stranger can run code when it is loaded.
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
-# Copies of the same weights in other layouts, which some repositories keep beside transformers' own.
+# Copies of the same weights in other layouts, which repositories keep beside transformers' own.
 NOT_MODEL_FILES = ["*/*.safetensors", "onnx/*", "original/*", "consolidated*"]
 
 
@@ -36,9 +37,9 @@ def hub_errors(kind: Kind, path: str, revision: str | None) -> Iterator[None]:
     """Turn what the Hub client raises into one sentence about `path`.
 
     Raises:
-        UserError: if there is no such repository or revision, it is gated, or the Hub is out of reach.
+        UserError: if it does not exist, is gated, or the Hub is out of reach.
     """
-    word = "model" if kind == "model" else "data set"
+    word = WORDS[kind]
     page = f"https://huggingface.co/{'' if kind == 'model' else 'datasets/'}{path}"
     try:
         yield
@@ -68,10 +69,15 @@ def hub_errors(kind: Kind, path: str, revision: str | None) -> Iterator[None]:
         OfflineModeIsEnabled,
         HTTPError,
     ) as error:
-        raise UserError(
-            f"The Hub cannot be reached to fetch the {word} {path!r}, and it is not in the cache: "
-            "check the network and HF_HUB_OFFLINE, or give a local path."
-        ) from error
+        raise unreachable(kind, path) from error
+
+
+def unreachable(kind: Kind, path: str) -> UserError:
+    """Say that only the Hub could have `path`, and that it does not answer."""
+    return UserError(
+        f"The Hub cannot be reached to fetch the {WORDS[kind]} {path!r}, which is neither on this "
+        "machine nor in the cache: check the network and HF_HUB_OFFLINE, or give a local path."
+    )
 
 
 def no_such_path(kind: Kind, path: str) -> str:
@@ -121,7 +127,7 @@ def snapshot(
         trust_remote_code: fetch the repository's Python files too.
 
     Raises:
-        UserError: if there is no such folder or repository, it is gated, or the Hub is out of reach.
+        UserError: if it does not exist, is gated, or the Hub is out of reach.
     """
     if path != QUICKSTART and is_hub_id(path):
         disable_progress_bars()
@@ -148,3 +154,9 @@ def snapshot(
     if not folder.is_dir():
         raise UserError(no_such_path("model", str(path)))
     return folder.resolve(), None
+
+
+def first_sentence(error: BaseException) -> str:
+    """Cut a library's message to its first sentence, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0].rstrip(".") + "."

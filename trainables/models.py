@@ -15,7 +15,7 @@ from transformers import (
 from transformers.utils import logging
 
 from trainables.errors import UserError
-from trainables.hub import snapshot
+from trainables.hub import first_sentence, snapshot
 
 __all__ = ["load_model", "load_tokenizer", "snapshot"]
 
@@ -121,7 +121,23 @@ def load_tokenizer(
     return tokenizer
 
 
-def first_sentence(error: Exception) -> str:
-    """Cut a library's message to its first sentence, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0].rstrip(".") + "."
+def check_fits(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, path: str | Path
+) -> None:
+    """Refuse token ids or positions that the model has no embedding for.
+
+    Raises:
+        UserError: if the tokenizer has more tokens, or `max_length` is longer, than the model.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"The tokenizer has {len(tokenizer)} tokens and the model {str(path)!r} embeds {rows}: "
+            "give the tokenizer that the model was trained with."
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise UserError(
+            f"`max_length` is {max_length} and the model {str(path)!r} has {positions} positions: "
+            f"set training.max_length to {positions} or less."
+        )
