@@ -96,7 +96,9 @@ def ending(trial: Trial, run: Run) -> str:
 
 def flags(trial: Trial) -> list[str]:
     """What to be wary of in a trial's last measures: signs of collapse or of a misled measure."""
-    found = [f"over the {name} limit" for name, value in trial.constraints.items() if not value <= 0]
+    found = [
+        f"over the {name} limit" for name, value in trial.constraints.items() if not value <= 0
+    ]
     measures = trial.measures
 
     def value(name: str) -> float | None:

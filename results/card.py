@@ -1,0 +1,131 @@
+"""The model card of a published model: what was measured, in metadata and in words."""
+
+from pathlib import Path
+from typing import Any
+
+from results.publish import Candidate, candidate, hub_id, public_name
+from results.run import Run, leaderboard
+from results.trl_config import dpo_yaml
+from results.words import compact, ending, judged, measure, verdict_sentence
+
+TEMPLATE = Path(__file__).with_name("card.jinja")
+FIGURES = ("win_rate", "judge_score", "kl", "pair_loss", "accuracy", "length_ratio", "ended")
+ROWS = 5
+VERSIONS = ("preftune", "trl", "transformers", "torch")
+
+
+def model_card(run: Run, trial: int | None = None, repo: str | None = None) -> str:
+    """Write the `README.md` of the winner's model, or of the given trial's.
+
+    Args:
+        run: an opened run.
+        trial: a trial other than the winner.
+        repo: where the model will be found; default: the folder `best` of the run.
+
+    Raises:
+        UserError: the verdict names no winner and no trial was given.
+    """
+    from huggingface_hub import ModelCard
+
+    chosen = candidate(run, trial)
+    verdict = run.verdict() or {}
+    base, dataset = _base(run), _dataset(run)
+    judge = run.spec.get("judge")
+    where = f"{verdict.get('test_prompts', '?')} prompts of the test split, touched once"
+    if chosen.split != "test":
+        where = "the validation split, on which the search chose: nothing was verified"
+    versions = run.info.get("versions") or {}
+    content = ModelCard.from_template(
+        _metadata(run, chosen, repo),
+        template_path=str(TEMPLATE),
+        title=repo or run.name,
+        sentence=verdict_sentence(run),
+        judged=judged(verdict, chosen.number),
+        passing=chosen.passing,
+        base=base,
+        dataset=dataset,
+        trials=len(run.trials()),
+        judge=f"Answers were judged by {public_name(judge)}." if judge else "There was no judge.",
+        figures_of=f"Of trial {chosen.number}, measured on {where}.",
+        figures=[
+            (name, measure(chosen.reference, name), measure(chosen.measures, name))
+            for name in FIGURES
+            if measure(chosen.measures, name) != "-"
+        ],
+        repo=repo or "best",
+        params=[(name, _cell(compact(value))) for name, value in chosen.params.items()],
+        searched=run.searched,
+        metric=run.metric,
+        rows=_rows(run),
+        versions=", ".join(f"{name} {versions[name]}" for name in VERSIONS if versions.get(name)),
+    )
+    return str(content)
+
+
+def published_texts(run: Run, trial: int | None = None, repo: str | None = None) -> dict[str, str]:
+    """The two files that are written rather than copied: file name -> text."""
+    return {"README.md": model_card(run, trial, repo), "dpo.yaml": dpo_yaml(run, trial)}
+
+
+def _metadata(run: Run, chosen: Candidate, repo: str | None) -> Any:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    spec_dataset = run.spec.get("dataset") or {}
+    dataset = hub_id(spec_dataset.get("path"))
+    base = hub_id((run.info.get("model") or {}).get("path") or run.spec.get("model"))
+    name = public_name(spec_dataset.get("path"))
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset or "preftune",
+            dataset_name=name,
+            dataset_split=chosen.split,
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=round(float(chosen.measures[metric]), 4),
+        )
+        for metric in FIGURES
+        if measure(chosen.measures, metric) != "-"
+    ]
+    return ModelCardData(
+        base_model=base,
+        datasets=[dataset] if dataset else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["preftune", "trl", "dpo"],
+        model_name=(repo or run.name).split("/")[-1],
+        eval_results=results or None,
+    )
+
+
+def _base(run: Run) -> str:
+    path = (run.info.get("model") or {}).get("path") or run.spec.get("model")
+    name = f"[{path}](https://huggingface.co/{path})" if hub_id(path) else f"`{public_name(path)}`"
+    return (
+        f"{name} (after a supervised pass over the chosen answers)" if run.spec.get("sft") else name
+    )
+
+
+def _dataset(run: Run) -> str:
+    path = (run.spec.get("dataset") or {}).get("path")
+    if hub_id(path):
+        return f"[{path}](https://huggingface.co/datasets/{path})"
+    return f"`{public_name(path)}`"
+
+
+def _rows(run: Run) -> list[list[str]]:
+    return [
+        [
+            str(trial.number),
+            ending(trial, run),
+            str(trial.pairs),
+            *(_cell(compact(trial.params.get(name, "-"))) for name in run.searched),
+            measure(trial.measures, run.metric),
+            measure(trial.measures, "kl"),
+        ]
+        for trial in leaderboard(run)[:ROWS]
+    ]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
