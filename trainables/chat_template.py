@@ -7,6 +7,7 @@ of the template of the whole conversation, up to the end of the assistant's turn
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +17,23 @@ from trainables.errors import UserError
 OURS = Path(__file__).with_name("chat_template.jinja")
 
 Message = dict[str, str]
+
+
+class Texts(NamedTuple):
+    """A rendered pair; each answer follows the prompt without anything between."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class Tokens(NamedTuple):
+    """A tokenised pair, and how many of its answers would have merged with the prompt."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    merged: int
 
 
 class Unrenderable(Exception):
@@ -38,31 +56,42 @@ class ChatTemplate:
     tail: str
     end: str
 
-    def render(self, prompt: list[Message], answer: str) -> tuple[str, str]:
-        """Return the text of the prompt, generation prompt included, and the text of the answer.
+    def render(self, prompt: list[Message], chosen: str, rejected: str) -> Texts:
+        """Return the text of the prompt, generation prompt included, and of each answer.
 
         Raises:
             Unrenderable: if the template refuses the roles or changes the prompt with the answer.
         """
-        asked, rest = split_text(self.tokenizer, prompt, answer)
-        if not rest.endswith(self.tail):
-            raise Unrenderable("it ends this answer in another way than others")
-        return asked, rest[: len(rest) - len(self.tail)] + self.end
+        asked = render(self.tokenizer, prompt, add_generation_prompt=True)
+        answers = []
+        for answer in (chosen, rejected):
+            rest = rest_of(self.tokenizer, prompt, asked, answer)
+            if not rest.endswith(self.tail):
+                raise Unrenderable("it ends this answer in another way than others")
+            answers.append(rest[: len(rest) - len(self.tail)] + self.end)
+        return Texts(asked, *answers)
 
-    def tokenize(self, texts: list[tuple[str, str]]) -> list[tuple[list[int], list[int], bool]]:
-        """Return prompt ids, answer ids, and whether the two texts would have merged at the cut.
+    def tokenize(self, texts: list[Texts]) -> list[Tokens]:
+        """Return the ids of prompts and answers.
 
-        Prompt ids are those of the prompt alone, as in generation. The answer's are the rest of the
+        Prompt ids are those of the prompt alone, as in generation. An answer's are the rest of the
         whole text's ids; where a token would straddle the cut, its text is tokenised by itself.
         """
-        asked = self.ids([prompt for prompt, _ in texts])
-        whole = self.ids([prompt + answer for prompt, answer in texts])
+        prompts = self.ids([text.prompt for text in texts])
+        chosen = self.ids([text.prompt + text.chosen for text in texts])
+        rejected = self.ids([text.prompt + text.rejected for text in texts])
         found = []
-        for (_, answer), prompt_ids, ids in zip(texts, asked, whole, strict=True):
-            merged = ids[: len(prompt_ids)] != prompt_ids
-            answer_ids = self.ids([answer])[0] if merged else ids[len(prompt_ids) :]
-            found.append((prompt_ids, answer_ids, merged))
+        for text, prompt, good, bad in zip(texts, prompts, chosen, rejected, strict=True):
+            good_ids, merged = self.after(prompt, good, text.chosen)
+            bad_ids, merged_too = self.after(prompt, bad, text.rejected)
+            found.append(Tokens(prompt, good_ids, bad_ids, merged + merged_too))
         return found
+
+    def after(self, prompt: list[int], whole: list[int], answer: str) -> tuple[list[int], bool]:
+        """Return the answer's ids, and whether they had to be taken apart from the prompt's."""
+        if whole[: len(prompt)] == prompt:
+            return whole[len(prompt) :], False
+        return self.ids([answer])[0], True
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """Tokenise texts that already hold every special token they need."""
@@ -92,9 +121,10 @@ def settle(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
         )
     if origin == "preftune":
         tokenizer.chat_template = OURS.read_text(encoding="utf-8")
-    question, answer = "What is this?", "This is an answer"
+    prompt, answer = [{"role": "user", "content": "What is this?"}], "This is an answer"
     try:
-        _, rest = split_text(tokenizer, [{"role": "user", "content": question}], answer)
+        asked = render(tokenizer, prompt, add_generation_prompt=True)
+        rest = rest_of(tokenizer, prompt, asked, answer)
         if answer not in rest:
             raise Unrenderable("it does not repeat the assistant's words")
     except Unrenderable as error:
@@ -116,20 +146,27 @@ def settle(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     return ChatTemplate(tokenizer, origin, tail, end)
 
 
-def split_text(
-    tokenizer: PreTrainedTokenizerBase, prompt: list[Message], answer: str
-) -> tuple[str, str]:
-    """Render a conversation and cut it where the answer begins.
+def rest_of(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[Message], asked: str, answer: str
+) -> str:
+    """Render a conversation and return what follows `asked`, the rendered prompt.
 
     Raises:
-        Unrenderable: if the rendered prompt is not how the rendered conversation begins.
+        Unrenderable: if the rendered conversation does not begin with `asked`.
     """
-    conversation = [*prompt, {"role": "assistant", "content": answer}]
-    try:
-        asked = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(conversation, tokenize=False)
-    except (TemplateError, TypeError, KeyError) as error:  # what templates raise at odd messages
-        raise Unrenderable(f"it refuses the conversation ({error})") from error
+    whole = render(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
     if not whole.startswith(asked):
         raise Unrenderable("it writes a prompt alone in another way than a prompt with its answer")
-    return asked, whole[len(asked) :]
+    return whole[len(asked) :]
+
+
+def render(tokenizer: PreTrainedTokenizerBase, conversation: list[Message], **options: Any) -> str:
+    """Return the text of a conversation.
+
+    Raises:
+        Unrenderable: if the template refuses it.
+    """
+    try:
+        return tokenizer.apply_chat_template(conversation, tokenize=False, **options)  # type: ignore[no-any-return]
+    except (TemplateError, TypeError, KeyError) as error:  # what templates raise at odd messages
+        raise Unrenderable(f"it refuses the conversation ({error})") from error

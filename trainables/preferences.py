@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trainables.chat_template import ChatTemplate, Unrenderable, settle
+from trainables.chat_template import ChatTemplate, Texts, Unrenderable, settle
 from trainables.errors import UserError
 from trainables.pairs import Pair, Unusable, read_pair
 from trainables.sources import load_rows, source_of
@@ -167,62 +167,60 @@ def write_split(
     dropped: Counter[str] = Counter()
     prompts: set[bytes] = set()
     lengths: list[tuple[int, int, int]] = []
-    cut, merged = 0, 0
+    merged = 0
     schema = HELD_OUT_SCHEMA if seen else TRAIN_SCHEMA
     unfinished = path.with_name(f".{path.name}")
     with pq.ParquetWriter(unfinished, schema) as writer:
         for start in range(0, len(indices), BATCH):
             numbers = indices[start : start + BATCH]
-            usable: list[tuple[int, Pair, tuple[str, str], tuple[str, str]]] = []
+            usable: list[tuple[int, Pair, Texts]] = []
             for number, row in zip(numbers.tolist(), records(rows, numbers), strict=True):
                 try:
                     usable.append((number, *read_row(row, template, seen)))
                 except Unusable as reason:
                     dropped[str(reason)] += 1
-            chosen = template.tokenize([texts for _, _, texts, _ in usable])
-            rejected = template.tokenize([texts for _, _, _, texts in usable])
-            columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-            for (number, pair, (asked, _), _), (prompt_ids, good, mixed), (
-                _,
-                bad,
-                mixed_too,
-            ) in zip(usable, chosen, rejected, strict=True):
-                room = max_length - len(prompt_ids)
+            kept: list[dict[str, Any]] = []
+            tokens = template.tokenize([texts for _, _, texts in usable])
+            for (number, pair, texts), ids in zip(usable, tokens, strict=True):
+                room = max_length - len(ids.prompt)
                 if room <= 0:
                     dropped["prompt_too_long"] += 1
-                    continue
-                if good[:room] == bad[:room]:
+                elif ids.chosen[:room] == ids.rejected[:room]:
                     dropped["equal_when_cut"] += 1
-                    continue
-                values = (number, prompt_ids, good[:room], bad[:room])
-                for name, value in zip(
-                    schema.names, (*values, pair.prompt, pair.chosen, pair.rejected), strict=False
-                ):
-                    columns[name].append(value)
-                prompts.add(fingerprint(asked))
-                lengths.append((len(prompt_ids), len(good), len(bad)))
-                cut += max(len(good), len(bad)) > room
-                merged += mixed + mixed_too
-            writer.write_table(pa.table(columns, schema=schema))
+                else:
+                    prompts.add(fingerprint(texts.prompt))
+                    lengths.append((len(ids.prompt), len(ids.chosen), len(ids.rejected)))
+                    merged += ids.merged
+                    kept.append(
+                        {
+                            "row": number,
+                            "prompt_ids": ids.prompt,
+                            "chosen_ids": ids.chosen[:room],
+                            "rejected_ids": ids.rejected[:room],
+                            **vars(pair),  # of which train's schema has no column
+                        }
+                    )
+            writer.write_table(pa.Table.from_pylist(kept, schema=schema))
     unfinished.replace(path)
-    tokens = np.array(lengths, dtype=np.int64).reshape(-1, 3)
+    counts = np.array(lengths, dtype=np.int64).reshape(-1, 3)
+    longest = counts[:, 0] + counts[:, 1:].max(axis=1)
     return {
         "raw": len(indices),
-        "kept": len(tokens),
+        "kept": len(counts),
         "dropped": {reason: dropped[reason] for reason in REASONS},
-        "truncated": share(cut, len(tokens)),
-        "longer_is_chosen": longer_is_chosen(tokens[:, 1], tokens[:, 2]),
-        "prompt_tokens": quantiles(tokens[:, 0]),
-        "answer_tokens": quantiles(tokens[:, 1:].ravel()),
+        "truncated": share(int((longest > max_length).sum()), len(counts)),
+        "longer_is_chosen": longer_is_chosen(counts[:, 1], counts[:, 2]),
+        "prompt_tokens": quantiles(counts[:, 0]),
+        "answer_tokens": quantiles(counts[:, 1:].ravel()),
         "distinct_prompts": len(prompts),
-        "merged_at_cut": int(merged),
+        "merged_at_cut": merged,
     }, prompts
 
 
 def read_row(
     row: Mapping[str, object], template: ChatTemplate, seen: Mapping[str, set[bytes]]
-) -> tuple[Pair, tuple[str, str], tuple[str, str]]:
-    """Return a row's pair, and the texts of the prompt with the chosen and the rejected answer.
+) -> tuple[Pair, Texts]:
+    """Return a row's pair as it is and as the template writes it.
 
     Raises:
         Unusable: with one of `REASONS`.
@@ -233,14 +231,13 @@ def read_row(
         # Inside an answer it would end it for the model, and what follows would never be generated.
         raise Unusable("eos_in_answer")
     try:
-        chosen = template.render(pair.prompt, pair.chosen)
-        rejected = template.render(pair.prompt, pair.rejected)
+        texts = template.render(pair.prompt, pair.chosen, pair.rejected)
     except Unrenderable as error:
         raise Unusable("template") from error
     for split, prompts in seen.items():
-        if fingerprint(chosen[0]) in prompts:
+        if fingerprint(texts.prompt) in prompts:
             raise Unusable(f"also_in_{split}")
-    return pair, chosen, rejected
+    return pair, texts
 
 
 def records(rows: Dataset, numbers: np.ndarray) -> list[dict[str, object]]:
@@ -272,7 +269,7 @@ def quantiles(tokens: Sequence[int] | np.ndarray) -> dict[str, float] | None:
     if len(tokens) == 0:
         return None
     median, p95 = np.percentile(tokens, [50, 95])
-    return {"median": float(median), "p95": float(p95)}
+    return {"median": round(float(median), 1), "p95": round(float(p95), 1)}
 
 
 def refuse_if_empty(split: str, report: Mapping[str, Any]) -> None:
