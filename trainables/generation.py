@@ -11,19 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from trainables.judges import Judge
 from trainables.logprobs import Ids, LogProbs, autocasting, evaluating, sequence_logps
-from trainables.metrics import deltas, pair_measures, sample_measures
-
-__all__ = [
-    "Answer",
-    "DivergedError",
-    "Evaluation",
-    "Judge",
-    "distinct_prompts",
-    "evaluate",
-    "last_user_turn",
-    "sample_answers",
-    "sequence_logps",
-]
+from trainables.metrics import OF_JUDGE, OF_SAMPLES, deltas, pair_measures, sample_measures
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -140,6 +128,26 @@ def last_user_turn(prompt: Sequence[Mapping[str, str]]) -> str:
     return turns[-1] if turns else prompt[-1]["content"]
 
 
+def answer_lines(
+    rows: Sequence[int],
+    prompts: Sequence[str],
+    answers: Sequence[Answer],
+    scores: Sequence[float] | None,
+) -> list[dict[str, Any]]:
+    """Return answers as the JSON lines that docs/run_folder.md describes."""
+    return [
+        {
+            "row": rows[i],
+            "prompt": prompts[i],
+            "answer": answer.text,
+            "tokens": len(answer.ids),
+            "ended": answer.ended,
+            "score": scores[i] if scores else None,
+        }
+        for i, answer in enumerate(answers)
+    ]
+
+
 def evaluate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -205,22 +213,21 @@ def evaluate(
                 autocast=autocast,
             )
         except DivergedError:
-            judged = float("nan") if judge else None
-            lost = dict.fromkeys(("kl", "length_ratio", "repetition", "ended"), float("nan"))
-            of_judge = dict.fromkeys(
-                ("win_rate", "win_rate_length_controlled", "judge_score"), judged
-            )
-            return Evaluation({**of_judge, **lost, **measures}, delta.astype(np.float32), [])
+            of_judge = dict.fromkeys(OF_JUDGE, float("nan") if judge else None)
+            of_samples = dict.fromkeys(OF_SAMPLES, float("nan"))
+            lost = {**of_judge, **of_samples, **measures}
+            return Evaluation(lost, delta.astype(np.float32), [])
         answer_ids = [answer.ids for answer in answers]
         own = sequence_logps(
             model, asked_ids, answer_ids, batch_size=batch_size, pad_token_id=pad, autocast=autocast
         )
     log_ratios = own - score_reference(asked_ids, answer_ids)
 
-    rows, conversations = list(pairs["row"]), list(pairs["prompt"])
+    all_rows, conversations = list(pairs["row"]), list(pairs["prompt"])
+    rows = [int(all_rows[position]) for position in positions]
     asked = [last_user_turn(conversations[position]) for position in positions]
     reference = {line["row"]: line for line in reference_answers}
-    compared = [reference[rows[position]] for position in positions]
+    compared = [reference[row] for row in rows]
     scores = judge(asked, [answer.text for answer in answers]) if judge else None
     sampled = sample_measures(
         answer_ids,
@@ -230,18 +237,9 @@ def evaluate(
         scores,
         [line["score"] for line in compared] if judge else None,
     )
-    samples = [
-        {
-            "row": int(rows[position]),
-            "prompt": asked[i],
-            "answer": answers[i].text,
-            "tokens": len(answers[i].ids),
-            "ended": answers[i].ended,
-            "score": scores[i] if scores else None,
-            "log_ratio": float(log_ratios[i]),
-        }
-        for i, position in enumerate(positions)
-    ]
+    samples = answer_lines(rows, asked, answers, scores)
+    for line, log_ratio in zip(samples, log_ratios, strict=True):
+        line["log_ratio"] = float(log_ratio)
     return Evaluation({**sampled, **measures}, delta.astype(np.float32), samples)
 
 

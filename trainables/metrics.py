@@ -12,6 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
+OF_JUDGE = ("win_rate", "win_rate_length_controlled", "judge_score")
+OF_SAMPLES = ("kl", "length_ratio", "repetition", "ended")
+
 
 def deltas(
     chosen: ArrayLike, rejected: ArrayLike, ref_chosen: ArrayLike, ref_rejected: ArrayLike
@@ -130,9 +133,7 @@ def sample_measures(
         4-grams; `ended`, the share that ends with EOS.
     """
     tokens = np.array([len(answer) for answer in ids], dtype=np.float64)
-    measures: dict[str, float | None] = dict.fromkeys(
-        ("win_rate", "win_rate_length_controlled", "judge_score")
-    )
+    measures: dict[str, float | None] = dict.fromkeys(OF_JUDGE)
     if scores is not None and reference_scores is not None:
         won = wins(scores, reference_scores)
         measures["win_rate"] = float(won.mean())
@@ -158,7 +159,7 @@ def _prefer(difference: Floats) -> Floats:
 
 
 def _softplus(x: Floats) -> Floats:
-    """Return log(1 + exp(x)) without overflow; unlike logaddexp it takes a NaN without a warning."""
+    """Return log(1 + exp(x)) without overflow, and without logaddexp's warning at NaN."""
     return np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x)))
 
 

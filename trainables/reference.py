@@ -14,16 +14,15 @@ import pyarrow.parquet
 import torch
 
 from trainables.devices import device_and_dtype
-from trainables.generation import distinct_prompts, last_user_turn, sample_answers
+from trainables.generation import answer_lines, distinct_prompts, last_user_turn, sample_answers
 from trainables.judges import Judge
 from trainables.logprobs import LogProbs, sequence_logps
 from trainables.models import load_model, load_tokenizer
 from trainables.store import write_bytes, write_text
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-SPLITS = ("train", "validation", "test")
 ROWS_AT_ONCE = 4096  # as Python lists, the token ids of a whole data set take gigabytes
 
 # The reference draws other random numbers than the trials. With the same ones a policy close to it
@@ -31,31 +30,6 @@ ROWS_AT_ONCE = 4096  # as Python lists, the token ids of a whole data set take g
 # independently, an untrained policy wins half of the prompts in expectation, with the spread that
 # every other trial has too.
 REFERENCE_STREAM = 1_000_003
-
-
-def reference_logps(
-    model: Path,
-    data: Path,
-    out: Path,
-    *,
-    batch_size: int,
-    precision: str,
-) -> None:
-    """Write `train.npz`, `validation.npz` and `test.npz` into `out` from a folder of prepared data.
-
-    To spread the work over devices, give each a part of the rows with `logps_of_pairs` and put the
-    parts together for `save_logps`.
-    """
-    loaded, tokenizer, autocast = _load(model, data, precision)
-    for split in SPLITS:
-        chosen, rejected = logps_of_pairs(
-            loaded,
-            read_pairs(data / f"{split}.parquet"),
-            batch_size=batch_size,
-            pad_token_id=tokenizer.pad_token_id or 0,
-            autocast=autocast,
-        )
-        save_logps(out / f"{split}.npz", chosen, rejected)
 
 
 def read_pairs(path: Path) -> pa.Table:
@@ -71,7 +45,10 @@ def logps_of_pairs(
     pad_token_id: int,
     autocast: torch.dtype | None = None,
 ) -> tuple[LogProbs, LogProbs]:
-    """Return the log-probs of the chosen and of the rejected answers, nats, shape (pairs,) each."""
+    """Return the log-probs of the chosen and of the rejected answers, nats, shape (pairs,) each.
+
+    A pair's numbers do not depend on the others, so devices can share a split out.
+    """
     parts = [np.zeros((2, 0), dtype=np.float32)]
     for start in range(0, pairs.num_rows, ROWS_AT_ONCE):
         rows = pairs.slice(start, ROWS_AT_ONCE).to_pydict()
@@ -100,6 +77,7 @@ def reference_answers(
     seed: int,
     batch_size: int,
     precision: str,
+    trust_remote_code: bool = False,
 ) -> None:
     """Sample and judge the reference's answers: write `validation.jsonl` and `test.jsonl`.
 
@@ -107,13 +85,15 @@ def reference_answers(
         validation_prompts, test_prompts: how many distinct prompts of each split, from the first.
         seed: the seed that trials sample with; the reference draws from another stream of it.
     """
-    loaded, tokenizer, autocast = _load(model, data, precision)
+    device, autocast = device_and_dtype(precision)
+    policy = load_model(model, trust_remote_code=trust_remote_code).to(device)
+    tokenizer = load_tokenizer(data / "tokenizer")
     for split, count in (("validation", validation_prompts), ("test", test_prompts)):
         columns = ["row", "prompt", "prompt_ids"]
         pairs = pyarrow.parquet.read_table(data / f"{split}.parquet", columns=columns).to_pydict()
         positions = distinct_prompts(pairs["prompt_ids"], count)
         answers = sample_answers(
-            loaded,
+            policy,
             tokenizer,
             [pairs["prompt_ids"][position] for position in positions],
             max_new_tokens=max_new_tokens,
@@ -123,27 +103,10 @@ def reference_answers(
         )
         prompts = [last_user_turn(pairs["prompt"][position]) for position in positions]
         scores = judge(prompts, [answer.text for answer in answers]) if judge else None
-        lines = [
-            {
-                "row": pairs["row"][position],
-                "prompt": prompts[i],
-                "answer": answers[i].text,
-                "tokens": len(answers[i].ids),
-                "ended": answers[i].ended,
-                "score": scores[i] if scores else None,
-            }
-            for i, position in enumerate(positions)
-        ]
+        rows = [pairs["row"][position] for position in positions]
+        lines = answer_lines(rows, prompts, answers, scores)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_text(out / f"{split}.jsonl", text)
-
-
-def _load(
-    model: Path, data: Path, precision: str
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase", torch.dtype | None]:
-    device, autocast = device_and_dtype(precision)
-    tokenizer = load_tokenizer(data / "tokenizer")
-    return load_model(model).to(device), tokenizer, autocast
 
 
 def save_logps(path: Path, chosen: LogProbs, rejected: LogProbs) -> None:
