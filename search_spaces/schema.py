@@ -1,0 +1,156 @@
+"""The grammar of a search as types: every key, its default, and what can be said of it alone."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
+
+from search_spaces import reading
+from search_spaces.domains import Domain
+from search_spaces.objective import Objective
+from search_spaces.reading import is_number
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy's range
+
+
+def _gpu(value: Any) -> Any:
+    if value == "auto" or (is_number(value) and 0 <= value <= 1):
+        return value if value == "auto" else float(value)
+    # Ray would take 2, and the trial would leave the second device idle.
+    raise PydanticCustomError(
+        "gpu", ("a trial runs on at most one device; use auto, 0, or a fraction up to 1")
+    )
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Dataset(_Section):
+    """Where the preference pairs come from and how they are split."""
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    validation_pairs: Count = 1024
+    seed: Seed = 42
+    revision: str | None = None
+
+
+class SFT(_Section):
+    """The supervised pass that makes the reference."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0)
+
+
+class Evaluation(_Section):
+    """The answers sampled at each rung."""
+
+    prompts: Count = 128
+    max_new_tokens: Count = 128
+
+
+class Budget(_Section):
+    """What one full trial sees: `pairs`, or `steps` of whatever batch it has."""
+
+    pairs: Count | None = None
+    steps: Count | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Budget":
+        if (self.pairs is None) == (self.steps is None):
+            raise PydanticCustomError(
+                "budget", "needs exactly one of the two; write {pairs: 4000} or {steps: 500}"
+            )
+        return self
+
+
+class Search(_Section):
+    """How the space is searched."""
+
+    trials: Count | None = 36
+    minutes: float | None = Field(default=None, gt=0)
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    scheduler: Literal["asha", "none"] = "asha"
+    rungs: list[Count] | None = None
+    concurrent: Count | None = None
+    seed: Seed = 42
+    try_first: list[dict[str, Any]] = []
+    warm_start: str | None = None
+    stuck_minutes: float = Field(default=30.0, gt=0)
+
+
+class Verify(_Section):
+    """How finalists are proved."""
+
+    finalists: Count = 3
+    seeds: Count = 2
+    prompts: Count = 512
+
+
+class Resources(_Section):
+    """What one trial asks Ray for."""
+
+    cpu: float = Field(default=1.0, gt=0)
+    gpu: Annotated[float | Literal["auto"], PlainValidator(_gpu)] = "auto"
+    label: str | None = None
+
+
+class Spec(_Section):
+    """A whole search with every default filled.
+
+    Made by `spec.load` or `spec.validate`, which check far more than the types.
+    """
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dataset: Dataset
+    space: dict[str, Domain]
+    training: dict[str, Any] = {}
+    lora: dict[str, Any] | None = None
+    sft: SFT | None = None
+    judge: str | None = None
+    evaluation: Evaluation = Evaluation()
+    objective: Objective
+    budget: Budget = Budget(pairs=4000)
+    search: Search = Search()
+    verify: Verify = Verify()
+    resources: Resources = Resources()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    storage: str = Field(default="runs", min_length=1)
+    checkpoints: str | None = None
+    trackers: list[str] = []
+
+    @property
+    def rungs_pairs(self) -> list[int]:
+        """The pairs at which a trial is measured, up to the budget; empty for a budget in steps."""
+        if self.budget.pairs is None:
+            return []
+        if self.search.rungs is not None:
+            return list(self.search.rungs)
+        if self.search.scheduler == "none":
+            return [self.budget.pairs]
+        thirds = {round(self.budget.pairs / share) for share in (9, 3, 1)}
+        return sorted(thirds - {0})
+
+    @property
+    def trials(self) -> int:
+        """How many configurations the search tries, never more than a grid has."""
+        if self.search.sampler != "grid":
+            assert self.search.trials is not None  # `_search` refuses it
+            return self.search.trials
+        size = int(math.prod(domain.size() for domain in self.space.values()))
+        return min(size, self.search.trials or size)
+
+    def fixed_training(self) -> dict[str, Any]:
+        """Return a copy of the DPOConfig fields that every trial shares."""
+        return reading.plain(self.training)  # type: ignore[no-any-return]
+
+    def to_yaml(self) -> str:
+        """Return the resolved spec; it loads back to an equal one."""
+        return reading.dump(self.model_dump())
