@@ -30,19 +30,26 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees all of it or what stood there before."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes it private; a run folder is shared like any other file
+        os.chmod(
+            name, 0o644
+        )  # mkstemp makes it private; a run folder is shared like any other file
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: object) -> None:
@@ -66,6 +73,13 @@ def damage(folder: Path) -> str | None:
         if checksum(path) != expected:
             return f"{path} has changed since it was written"
     return None
+
+
+def seal(folder: Path, **facts: object) -> None:
+    """Write `meta.json`, the facts and every file's checksum: its presence means that the folder is complete."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != META)
+    sums = {str(path.relative_to(folder)): checksum(path) for path in files}
+    write_json(folder / META, {**facts, "files": sums})
 
 
 def build_once(
@@ -96,17 +110,13 @@ def build_once(
         work = Path(tempfile.mkdtemp(dir=root, prefix=f".{folder.name}."))
         try:
             build(work)
-            files = sorted(path for path in work.rglob("*") if path.is_file())
-            write_json(
-                work / META,
-                {
-                    "stage": stage,
-                    "key": key,
-                    "inputs": dict(inputs),
-                    "files": {str(path.relative_to(work)): checksum(path) for path in files},
-                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "seconds": round(time.monotonic() - started, 1),
-                },
+            seal(
+                work,
+                stage=stage,
+                key=key,
+                inputs=dict(inputs),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                seconds=round(time.monotonic() - started, 1),
             )
             work.chmod(0o755)
             work.rename(folder)

@@ -1,0 +1,544 @@
+"""One trial: train one configuration with TRL's `DPOTrainer`, measure it at each rung, keep it resumable.
+
+An ordinary function in an ordinary process. What a rung report leads to is the caller's business: Ray ends a
+stopped trial by raising `SystemExit` out of `report`, and so may anybody.
+"""
+
+import gc
+import io
+import json
+import logging
+import math
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch.utils.data import SequentialSampler
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
+from trl import DPOConfig, DPOTrainer
+
+from search_spaces.spec import Spec
+from trainables.devices import device_and_dtype
+from trainables.errors import UserError
+from trainables.generation import Evaluation, evaluate
+from trainables.judges import Judge
+from trainables.logprobs import sequence_logps
+from trainables.models import load_model, load_tokenizer
+from trainables.preferences import load_pairs
+from trainables.prepared import Prepared
+from trainables.reference import load_answers, load_logps
+from trainables.report import Report
+from trainables.store import META, damage, seal
+
+log = logging.getLogger(__name__)
+
+LORA = "lora."
+# Of sequences without gradients. The same for every trial, since random draws depend on it.
+EVALUATION_BATCH = 128
+CHECKPOINTS_PER_TRIAL = 10  # a lost process costs at most this share of the budget
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a configuration spends its budget.
+
+    Attributes:
+        micro_batch: pairs in one forward pass.
+        accumulation: forward passes in one optimizer step.
+        steps: optimizer steps of the full budget.
+        rung_steps: the step at which each rung is reached.
+    """
+
+    micro_batch: int
+    accumulation: int
+    steps: int
+    rung_steps: tuple[int, ...]
+
+    @property
+    def effective_batch(self) -> int:
+        """Pairs in one optimizer step."""
+        return self.micro_batch * self.accumulation
+
+    def halved(self) -> "Plan | None":
+        """Return the plan with a smaller micro-batch and the same effective one; None if one pair is left."""
+        if self.micro_batch == 1:
+            return None
+        divisor = next(d for d in range(2, self.micro_batch + 1) if self.micro_batch % d == 0)
+        return Plan(
+            self.micro_batch // divisor, self.accumulation * divisor, self.steps, self.rung_steps
+        )
+
+
+class PreparedDPOTrainer(DPOTrainer):
+    """`DPOTrainer` on pairs that are tokenised, ordered and scored by the reference already."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset  # upstream tokenises again whatever it is given
+
+    def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset  # upstream's cache is keyed by learning rate and output folder: it would never hit
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset or self.train_dataset)  # `in_order` has shuffled
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: the card of a checkpoint nobody publishes."""
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle that nothing here reads: no folder of ours holds one.
+        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+
+def plan(spec: Spec, params: Mapping[str, Any]) -> Plan:
+    """Return how `params` spends the budget: steps to a rung = ceil(pairs / effective batch)."""
+    values = {**spec.fixed_training(), **params}
+    micro = int(values.get("per_device_train_batch_size", 8))
+    accumulation = int(values.get("gradient_accumulation_steps", 1))
+    if spec.budget.steps is not None:
+        return Plan(micro, accumulation, spec.budget.steps, (spec.budget.steps,))
+    steps = tuple(math.ceil(pairs / (micro * accumulation)) for pairs in spec.rungs_pairs)
+    return Plan(micro, accumulation, steps[-1], steps)
+
+
+def in_order(rows: int, pairs: int, seed: int) -> np.ndarray:
+    """Return the row numbers of the first `pairs` pairs of training, int64 `(pairs,)`.
+
+    Epoch after epoch of seeded permutations: it does not depend on the batch size, so at every rung trials of all
+    batch sizes have seen the same pairs.
+    """
+    generator = np.random.default_rng(seed)
+    epochs = [generator.permutation(rows) for _ in range(math.ceil(pairs / rows))]
+    return np.concatenate(epochs)[:pairs]
+
+
+def split_params(spec: Spec, params: Mapping[str, Any]) -> tuple[dict[str, Any], LoraConfig | None]:
+    """Return the `DPOConfig` fields of a configuration and its `LoraConfig`, if LoRA is on."""
+    training = {k: v for k, v in params.items() if not k.startswith(LORA)}
+    if spec.lora is None:
+        return {**spec.fixed_training(), **training}, None
+    searched = {k.removeprefix(LORA): v for k, v in params.items() if k.startswith(LORA)}
+    lora = LoraConfig(**{"task_type": "CAUSAL_LM", **spec.lora, **searched})
+    return {**spec.fixed_training(), **training}, lora
+
+
+@lru_cache(maxsize=1)  # workers are reused: the next trial of the search has the same reference
+def _host_reference(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    return load_model(folder, dtype=dtype).eval()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of `train`, and the log that it captures."""
+
+    spec: Spec
+    params: Mapping[str, Any]
+    prepared: Prepared
+    report: Callable[[Report], None]
+    seed: int
+    judge: Judge | None
+    captured: io.StringIO
+
+
+@dataclass
+class _Trial:
+    """One attempt at the call: its trainer, and what the trainer's callbacks share."""
+
+    call: _Call
+    plan: Plan
+    trainer: PreparedDPOTrainer
+    autocast: torch.dtype | None
+    started: float = field(default_factory=time.monotonic)
+    losses: list[float] = field(default_factory=list)
+    diverged: str | None = None
+
+    def take_log(self) -> str:
+        text = self.call.captured.getvalue()
+        self.call.captured.seek(0)
+        self.call.captured.truncate()
+        return text
+
+    def score_reference(self, prompts: list[list[int]], answers: list[list[int]]) -> np.ndarray:
+        """Return the reference's log-probs of sampled answers, nats, `(answers,)`."""
+        policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        pad = self.trainer.processing_class.pad_token_id
+        options = {"batch_size": EVALUATION_BATCH, "pad_token_id": pad, "autocast": self.autocast}
+        if self.call.spec.lora is not None:
+            with policy.disable_adapter():
+                return sequence_logps(policy, prompts, answers, **options)
+        reference = _host_reference(self.call.prepared.model, policy.dtype)
+        try:
+            return sequence_logps(reference.to(policy.device), prompts, answers, **options)
+        finally:
+            reference.to("cpu")  # training gets the device's memory back
+
+    def evaluate(self) -> Evaluation:
+        spec, split = self.call.spec, self.call.prepared.held_out
+        assert split.answers is not None
+        chosen, rejected = load_logps(split.logps)
+        return evaluate(
+            self.trainer.accelerator.unwrap_model(self.trainer.model),
+            self.trainer.processing_class,
+            load_pairs(split.pairs),
+            chosen,
+            rejected,
+            load_answers(split.answers),
+            self.score_reference,
+            self.call.judge,
+            prompts=spec.evaluation.prompts,
+            max_new_tokens=spec.evaluation.max_new_tokens,
+            # The same for every trial, whatever seed it trains with: only the policy differs.
+            seed=spec.search.seed,
+            batch_size=EVALUATION_BATCH,
+            autocast=self.autocast,
+        )
+
+    def tell(self, step: int, checkpoint: Path | None) -> None:
+        """Measure, if the step is a rung, and report."""
+        rungs = self.plan.rung_steps
+        rung = rungs.index(step) if step in rungs and not self.diverged else None
+        measures: dict[str, float | None] = {}
+        evaluation = None
+        if rung is not None:
+            began = time.monotonic()
+            evaluation = self.evaluate()
+            measures = dict(evaluation.measures)
+            measures["train_loss"] = float(np.mean(self.losses)) if self.losses else None
+            measures["seconds"] = round(time.monotonic() - self.started, 2)
+            measures["peak_memory_mb"] = peak_memory_mb()
+            self.losses.clear()
+            log.info("rung %d at step %d measured in %.1f s", rung, step, time.monotonic() - began)
+        self.call.report(
+            Report(
+                step=step,
+                pairs=step * self.plan.effective_batch,
+                rung=rung,
+                measures=measures,
+                deltas=None if evaluation is None else evaluation.deltas,
+                samples=[] if evaluation is None else evaluation.samples,
+                checkpoint=checkpoint,
+                log=self.take_log(),
+                diverged=self.diverged,
+                micro_batch=self.plan.micro_batch,
+            )
+        )
+
+
+class _AtRungs(TrainerCallback):
+    """Saves at each rung and every tenth of the budget, and reports what was saved."""
+
+    def __init__(self, trial: _Trial) -> None:
+        self.trial = trial
+        steps = trial.plan.steps
+        every = max(1, math.ceil(steps / CHECKPOINTS_PER_TRIAL))
+        self.save_at = {*range(every, steps, every), *trial.plan.rung_steps}
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        trial, loss = self.trial, float(logs["loss"])
+        trial.losses.append(loss)
+        log.info("step %d of %d: loss %.4f", state.global_step, state.max_steps, loss)
+        if not math.isfinite(loss) and trial.diverged is None:
+            trial.diverged = f"the training loss is {loss} at step {state.global_step}"
+            control.should_training_stop = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step in self.save_at:
+            control.should_save = True
+            control.should_log = True
+        # The last checkpoint is the trial's result: nobody trains on from it.
+        args.save_only_model = state.global_step >= self.trial.plan.steps
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trial.diverged:
+            return  # not worth keeping, and no checkpoint of it may pass for a result
+        assert args.output_dir is not None
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        seal(folder, step=state.global_step)
+        self.trial.tell(state.global_step, folder)
+
+
+def peak_memory_mb() -> float:
+    """Return the peak device memory of this process since the trial began, MB; on CPU, its resident memory."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    return round(psutil.Process().memory_info().rss / 1e6, 1)
+
+
+@contextmanager
+def _captured_log() -> Iterator[io.StringIO]:
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    ours = logging.getLogger("trainables")
+    before = ours.level
+    ours.setLevel(logging.INFO)
+    loggers = [ours, logging.getLogger("transformers"), logging.getLogger("trl")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield text
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        ours.setLevel(before)
+
+
+def _arguments(spec: Spec, training: dict[str, Any], plan: Plan, seed: int, out: Path) -> DPOConfig:
+    device, dtype = device_and_dtype(spec.precision)
+    values = {
+        # Costs a third of the time where memory is not short; TRL's default is on.
+        "gradient_checkpointing": False,
+        "logging_steps": max(1, plan.steps // 50),
+        **training,
+        "per_device_train_batch_size": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+    }
+    if isinstance(values.get("loss_type"), str):
+        values["loss_type"] = [values["loss_type"]]
+    return DPOConfig(
+        **values,
+        output_dir=str(out),
+        max_steps=plan.steps,
+        seed=seed,
+        report_to=[],
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,  # a NaN must be seen, not averaged away
+        save_strategy="no",  # `_AtRungs` decides
+        save_total_limit=1,
+        precompute_ref_log_probs=True,  # holds no reference model: the columns are there
+        bf16=dtype is torch.bfloat16,
+        fp16=False,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+    )
+
+
+def _training_rows(call: _Call, budget: Plan, longest_first: bool) -> Dataset:
+    """Return exactly the rows that the plan trains on, in their order."""
+    rows = load_pairs(call.prepared.train.pairs)
+    chosen, rejected = load_logps(call.prepared.train.logps)
+    count = budget.steps * budget.effective_batch
+    if longest_first:
+        lengths = [len(p) + max(len(c), len(r)) for p, c, r in _token_columns(rows)]
+        order = np.resize(np.argsort(lengths)[::-1], count)
+    else:
+        order = in_order(len(rows), count, call.seed)
+    rows = rows.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+    rows = rows.add_column("ref_chosen_logps", chosen)
+    return rows.add_column("ref_rejected_logps", rejected).select(order)
+
+
+def _token_columns(rows: Dataset) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    return zip(rows["prompt_ids"], rows["chosen_ids"], rows["rejected_ids"], strict=True)
+
+
+def train(
+    spec: Spec,
+    params: Mapping[str, Any],
+    prepared: Prepared,
+    report: Callable[[Report], None],
+    *,
+    seed: int,
+    judge: Judge | None = None,
+    resume_from: Path | None = None,
+) -> None:
+    """Train one configuration and report at every checkpoint and rung.
+
+    Args:
+        spec: the resolved search.
+        params: values of the searched fields, `DPOConfig` names or `lora.<field>`.
+        prepared: the reference, the tokenizer and the two splits that a search may see.
+        report: is called with a `Report`; may raise (`SystemExit`, say) to end the trial.
+        seed: of data order, adapter initialisation and dropout.
+        judge: scores sampled answers, or None.
+        resume_from: a checkpoint that an earlier call reported. If that step is a rung, the rung is
+            measured and reported again: the caller knows which ones it has.
+
+    Raises:
+        torch.OutOfMemoryError: one pair does not fit on the device.
+    """
+    budget = plan(spec, params)
+    scratch = tempfile.TemporaryDirectory(prefix="preftune-trial-", ignore_cleanup_errors=True)
+    with scratch as folder, _captured_log() as captured:
+        call = _Call(spec, params, prepared, report, seed, judge, captured)
+        resume = None if resume_from is None else _undamaged(resume_from)
+        while True:
+            try:
+                _train_once(call, budget, Path(folder), resume)
+                return
+            except torch.OutOfMemoryError:
+                smaller = budget.halved()
+                if smaller is None:
+                    raise
+                log.warning(
+                    "out of device memory at micro-batch %d: going on with %d, accumulated %d times",
+                    budget.micro_batch,
+                    smaller.micro_batch,
+                    smaller.accumulation,
+                )
+                budget = smaller
+            finally:
+                _release()
+            resume = _newest(Path(folder)) or resume
+
+
+def _train_once(
+    call: _Call, budget: Plan, folder: Path, resume: Path | None, longest_first: bool = False
+) -> None:
+    set_seed(call.seed)
+    training, lora = split_params(call.spec, call.params)
+    arguments = _arguments(call.spec, training, budget, call.seed, folder)
+    _, autocast = device_and_dtype(call.spec.precision)
+    # Frozen weights need no full precision; weights that learn do, or small updates vanish.
+    weights = autocast if lora is not None and autocast is not None else torch.float32
+    model = load_model(
+        call.prepared.model, dtype=weights, trust_remote_code=call.spec.trust_remote_code
+    )
+    trainer = PreparedDPOTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=_training_rows(call, budget, longest_first),
+        processing_class=load_tokenizer(call.prepared.tokenizer),
+        peft_config=lora,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trial = _Trial(call, budget, trainer, autocast)
+    trainer.add_callback(_AtRungs(trial))
+    try:
+        if resume is not None:
+            done = _step_of(resume)
+            if done in budget.rung_steps:
+                trainer._load_from_checkpoint(str(resume))
+                trial.tell(done, resume)
+            if done >= budget.steps:
+                return
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        if trial.diverged:
+            trial.tell(trainer.state.global_step, None)
+    finally:
+        # The trainer, its callbacks and the optimizer refer to each other: cut the knot, or the weights
+        # stay on the device until some later collection.
+        trainer.callback_handler.callbacks.clear()
+        trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
+        trainer.accelerator.free_memory()
+
+
+def _release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _undamaged(checkpoint: Path) -> Path | None:
+    found = damage(checkpoint)
+    if found is None:
+        return checkpoint
+    log.warning("the checkpoint is damaged, training starts again: %s", found)
+    return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(json.loads((checkpoint / META).read_text(encoding="utf-8"))["step"])
+
+
+def _newest(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint that this process has written, if any."""
+    complete = [path for path in folder.glob("checkpoint-*") if (path / META).is_file()]
+    return max(complete, key=_step_of, default=None)
+
+
+def failure(error: Exception) -> Report:
+    """Return the report of a trial that could not run: the cause in a sentence, the traceback in its log."""
+    if isinstance(error, UserError):
+        cause = str(error)
+    elif isinstance(error, torch.OutOfMemoryError):
+        cause = (
+            "out of device memory with one pair at a time: lower max_length, turn gradient_checkpointing on, or "
+            "give a trial more of a GPU"
+        )
+    else:
+        cause = (
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        )
+    return Report(failed=cause, log="".join(traceback.format_exception(error)))
+
+
+def measure_once(
+    spec: Spec,
+    params: Mapping[str, Any],
+    prepared: Prepared,
+    *,
+    seed: int,
+    checkpoint: Path | None,
+    judge: Judge | None,
+) -> Report:
+    """Return the last rung's report of a configuration: of a finished checkpoint, or trained now.
+
+    Raises:
+        Exception: nothing; what goes wrong is in the report.
+    """
+    reports: list[Report] = []
+    try:
+        train(
+            spec, params, prepared, reports.append, seed=seed, judge=judge, resume_from=checkpoint
+        )
+    except Exception as error:
+        reports.append(failure(error))
+    return replace(reports[-1], checkpoint=None, log="".join(report.log for report in reports))
+
+
+def peak_of_a_step(spec: Spec, params: Mapping[str, Any], prepared: Prepared) -> int:
+    """Return the device memory in bytes that a trial of this configuration peaks at.
+
+    Two optimizer steps (the second with the optimizer's state in place) on the longest pairs there are, then a forward
+    pass of the reference beside the policy, as at a rung.
+    """
+    budget = plan(spec, params)
+    probe = Plan(budget.micro_batch, budget.accumulation, 2, (2,))
+    torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory(prefix="preftune-probe-") as folder, _captured_log() as text:
+        _train_once(
+            _Call(spec, params, prepared, lambda report: None, spec.search.seed, None, text),
+            probe,
+            Path(folder),
+            None,
+            longest_first=True,
+        )
+    peak = torch.cuda.max_memory_allocated()
+    _release()
+    return int(peak)

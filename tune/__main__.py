@@ -1,0 +1,5 @@
+"""`python -m tune` is the `preftune` command."""
+
+from tune.cli import main
+
+main()

@@ -1,0 +1,196 @@
+"""The `preftune` command. Heavy imports wait inside the commands: `--help` and `list` answer at once."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+console = Console()
+errors = Console(stderr=True)
+
+app = typer.Typer(
+    help="Search the hyperparameters of DPO, prove the winner, publish it, chat with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RunName = Annotated[
+    str | None, typer.Argument(metavar="RUN", help="A run's name or folder; the newest by default.")
+]
+Storage = Annotated[str, typer.Option(help="Where run folders live.")]
+
+
+@app.command()
+def run(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A shipped search or a YAML file.")],
+    name: Annotated[str | None, typer.Option(help="Of the run folder.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster; `auto` finds the local one.")
+    ] = None,
+) -> None:
+    """Prepare, search, verify: ends with a leaderboard and a verdict."""
+    from search_spaces.spec import load
+
+    checked = load(spec, set_ or [])
+    from tune.record import create
+    from tune.run import run_search
+
+    label = name or Path(spec).stem
+    record = create(checked, label, name is not None, "preftune " + shlex.join(sys.argv[1:]))
+    with _resumable(record.folder):
+        run_search(checked, record, address, console)
+
+
+@app.command()
+def resume(
+    run: RunName = None,
+    trials: Annotated[
+        str | None, typer.Option(metavar="+N", help="Add this many trials to the search.")
+    ] = None,
+    storage: Storage = "runs",
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
+) -> None:
+    """Go on after a crash, a Ctrl-C or a stop, or with more trials."""
+    from tune.resume import reopened
+
+    found = reopened(run, storage, trials, console)
+    if found is None:
+        return
+    from tune.run import run_search
+
+    spec, record = found
+    with _resumable(record.folder):
+        run_search(spec, record, address, console)
+
+
+@app.command()
+def stop(run: RunName = None, storage: Storage = "runs") -> None:
+    """End a running search in good order: what runs now ends at its next rung."""
+    from tune.resume import request_stop
+
+    request_stop(run, storage, console)
+
+
+@app.command("list")
+def list_(storage: Storage = "runs") -> None:
+    """Past runs, newest first."""
+    from results.run import list_runs
+    from results.tables import runs_table
+
+    found = list_runs(storage)
+    if found:
+        console.print(runs_table(found))
+    else:
+        console.print(f"No runs in {storage} yet: start one with `preftune run quickstart`.")
+
+
+@app.command()
+def show(
+    run: RunName = None,
+    trial: Annotated[int | None, typer.Option(help="Show one trial.")] = None,
+    storage: Storage = "runs",
+) -> None:
+    """Leaderboard, verdict and data report of a run, or one of its trials."""
+    from results.run import open_run
+    from results.tables import data_report_table, leaderboard_table, trial_detail, verdict_panel
+
+    found = open_run(run, storage)
+    if trial is not None:
+        console.print(trial_detail(found, trial))
+        return
+    console.print(data_report_table(found))
+    console.print(leaderboard_table(found))
+    console.print(verdict_panel(found))
+
+
+@app.command()
+def push(
+    run: Annotated[str, typer.Argument(metavar="RUN")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="name/repo, or a local folder.")],
+    trial: Annotated[int | None, typer.Option(help="Another trial than the winner.")] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Keep the repository private.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, send none.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Publish without a passing verdict; the card says so.")
+    ] = False,
+    storage: Storage = "runs",
+) -> None:
+    """Publish the winner on the Hub, or to a local folder."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from results.hub import push as publish
+    from results.run import open_run
+    from results.tables import push_table
+
+    result = publish(
+        open_run(run, storage), repo, private=private, dry_run=dry_run, force=force, trial=trial
+    )
+    console.print(push_table(result))
+
+
+@app.command()
+def chat(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN or MODEL]", help="The newest run by default.")
+    ] = None,
+    storage: Storage = "runs",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8501,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+) -> None:
+    """Open the board and the chat in the browser."""
+    from tune.page import open_page
+
+    open_page(run, storage, port, host, console)
+
+
+class _resumable:
+    """Ends an interrupted command with the line that goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is KeyboardInterrupt:
+            storage = (
+                "" if self.folder.parent == Path("runs") else f" --storage {self.folder.parent}"
+            )
+            errors.print(
+                f"Interrupted. Go on with: preftune resume {self.folder.name}{storage}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+
+
+def main() -> None:
+    """Run the command; turn what a user can cause into one sentence and an exit code."""
+    from results.errors import UserError as ResultsError
+    from search_spaces.problems import SpecError
+    from trainables.errors import UserError
+
+    try:
+        app()
+    except SpecError as error:
+        _fail(str(error), 2)
+    except (UserError, ResultsError) as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(text: str, code: int) -> None:
+    errors.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,173 @@
+"""The Ray cluster of a search: connect to one or start one, and bring files to its nodes."""
+
+import hashlib
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from filelock import FileLock
+
+from trainables.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+# Read by the driver and, through it, by every worker it starts.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",  # trials are the parallelism; forked tokenizers would warn
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # `measures.jsonl` holds what CSV and JSON would repeat
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends with the resume line
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a reused worker waits for the last trial's memory to be free
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a spec mean the driver's folder
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What there is to run on.
+
+    Attributes:
+        dashboard: address of Ray's dashboard, or None where it does not run.
+        node: id of the driver's node.
+        single: the cluster is this machine alone.
+        nodes, cpus, gpus: how much there is of each.
+    """
+
+    dashboard: str | None
+    node: str
+    single: bool
+    nodes: int
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]:
+    """Connect to a running cluster, or start Ray on this machine; disconnect at the end.
+
+    Raises:
+        UserError: there is no cluster at the address.
+    """
+    os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {"include_dashboard": True, "num_cpus": cpus}
+    else:
+        working_dir = {
+            "working_dir": str(ROOT),
+            "excludes": ["/runs/", "/.venv/", "/.git/", "/docs/"],
+        }
+        options |= {"address": address, "runtime_env": working_dir | {"env_vars": ENVIRONMENT}}
+    try:
+        context = ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"no Ray cluster answers at {address!r}" if address else "Ray does not start here"
+        way = "check --address" if address else "end other Ray processes with `ray stop`"
+        raise UserError(f"{where} ({str(error).splitlines()[0]}): {way}") from error
+    try:
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        have = ray.cluster_resources()
+        url = context.dashboard_url
+        yield Cluster(
+            dashboard=f"http://{url}" if url else None,
+            node=ray.get_runtime_context().get_node_id(),
+            single=address is None,
+            nodes=len(alive),
+            cpus=have.get("CPU", 0.0),
+            gpus=have.get("GPU", 0.0),
+        )
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """Files that any node can have: by their paths where the driver's disk is, else once a node through Ray.
+
+    Attributes:
+        node: id of the node on which the paths hold.
+        contents: a reference into Ray's object store for each file; empty on a single machine.
+    """
+
+    node: str
+    contents: dict[str, Any] = field(default_factory=dict)
+
+    def here(self, path: Path) -> Path:
+        """Return where a file or folder of the shipment stands on this node."""
+        if not self.contents or ray.get_runtime_context().get_node_id() == self.node:
+            return path
+        wanted = [
+            name for name in self.contents if name == str(path) or Path(name).is_relative_to(path)
+        ]
+        digest = hashlib.sha256("".join(ref.hex() for ref in self.contents.values()).encode())
+        root = Path(tempfile.gettempdir()) / f"preftune-{os.getuid()}" / digest.hexdigest()[:16]
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with FileLock(root / ".lock"):
+            for name in wanted:
+                target = root / name.lstrip("/")
+                if not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    partial = target.with_name(target.name + ".partial")
+                    ray.get(self.contents[name]).tofile(partial)
+                    partial.rename(target)
+        return root / str(path).lstrip("/")
+
+
+def ship(cluster: Cluster, files: Sequence[Path]) -> Shipment:
+    """Put files into the object store, unless every trial runs on this machine anyway."""
+    if cluster.single:
+        return Shipment(cluster.node)
+    return Shipment(cluster.node, {str(p): ray.put(np.fromfile(p, dtype=np.uint8)) for p in files})
+
+
+def build_on_worker(
+    cluster: Cluster, gpus: float, build: Callable[[Path], None], out: Path, cpus: float = 1
+) -> None:
+    """Fill the folder `out` by running `build(folder)` as one Ray task, wherever there is room for it.
+
+    Raises:
+        UserError: as `build` raised it.
+    """
+
+    def task() -> dict[str, np.ndarray] | UserError:
+        here = ray.get_runtime_context().get_node_id() == cluster.node
+        try:
+            if here:
+                build(out)
+                return {}
+            with tempfile.TemporaryDirectory(prefix="preftune-build-") as folder:
+                build(Path(folder))
+                found = [path for path in Path(folder).rglob("*") if path.is_file()]
+                return {
+                    str(path.relative_to(folder)): np.fromfile(path, dtype=np.uint8)
+                    for path in found
+                }
+        except UserError as error:
+            return error  # as a value: Ray would wrap a raised one in its own traceback
+
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(task)
+    built = ray.get(remote.remote())
+    if isinstance(built, UserError):
+        raise built
+    for name, content in built.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        content.tofile(out / name)
+
+
+def host() -> str:
+    """Return this node's name, as the leaderboard shows it."""
+    return socket.gethostname()

@@ -1,0 +1,55 @@
+"""The winner's own checkpoint as `best/`: a plain Hugging Face folder that anything can load."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import ray
+
+from results.card import published_texts
+from results.run import open_run
+from search_spaces.spec import Spec
+from trainables.prepared import Prepared
+from trainables.store import write_text
+from tune.record import Record
+
+WEIGHTS = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+
+
+def hand_over(spec: Spec, record: Record, prepared: Prepared, checkpoint: Path) -> None:
+    """Make `best/` from the winner's checkpoint; all of it or nothing.
+
+    Args:
+        checkpoint: the winner's last one: a whole model, or a LoRA adapter, which is merged into its base.
+    """
+    best = record.folder / "best"
+    work = Path(tempfile.mkdtemp(dir=record.folder, prefix=".best."))
+    try:
+        if spec.lora is None:
+            for pattern in WEIGHTS:
+                for path in checkpoint.glob(pattern):
+                    shutil.copy2(path, work / path.name)
+        else:
+            ray.get(_merge.remote(prepared.model, checkpoint, work, spec.trust_remote_code))
+        for path in prepared.tokenizer.iterdir():
+            shutil.copy2(path, work / path.name)
+        for name, text in published_texts(open_run(record.folder)).items():
+            write_text(work / name, text)
+        work.chmod(0o755)
+        if best.exists():
+            shutil.rmtree(best)
+        work.rename(best)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+@ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]  # Ray has no type information
+def _merge(model: Path, adapter: Path, out: Path, trust_remote_code: bool) -> None:
+    from peft import PeftModel
+
+    from trainables.models import load_model
+
+    base = load_model(model, trust_remote_code=trust_remote_code)
+    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    merged.save_pretrained(out)

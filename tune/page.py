@@ -1,0 +1,55 @@
+"""`preftune chat`: start the page as a process of its own and wait for it."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from results.run import list_runs, open_run
+from trainables.errors import UserError
+
+
+def open_page(name: str | None, storage: str, port: int, host: str, console: Console) -> None:
+    """Serve board and chat until Ctrl-C.
+
+    Args:
+        name: a run, a model's folder or Hub id, or None for the newest run.
+
+    Raises:
+        UserError: the port is taken, or there is nothing of that name.
+    """
+    arguments = ["--storage", storage, "--host", host]
+    if name is None or (Path(storage) / name).is_dir() or (Path(name) / "run.json").is_file():
+        if name is not None or list_runs(storage):
+            arguments += ["--run", str(open_run(name, storage).folder)]
+    else:
+        arguments += ["--model", name]
+    port = _free(host, port)
+    console.print(
+        f"chat at http://{host}:{port} (end it with Ctrl-C)", highlight=False, markup=False
+    )
+    page = subprocess.Popen([sys.executable, "-m", "serve", *arguments, "--port", str(port)])
+    try:
+        code = page.wait()
+    except KeyboardInterrupt:
+        page.terminate()
+        page.wait()
+        return
+    if code:
+        raise UserError(f"the page ended with exit code {code}: its messages are above")
+
+
+def _free(host: str, port: int) -> int:
+    """Return the port, or a free one for 0."""
+    with socket.socket() as probe:
+        # As the server itself will: a port whose last connections are dying is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"cannot listen at {host}:{port} ({error}): choose another --port, 0 for any"
+            ) from error
+        return int(probe.getsockname()[1])

@@ -1,0 +1,302 @@
+"""Stage 1, on Ray: data, the SFT pass, the reference's log-probs and answers; once for all searches alike."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+import trainables.quickstart.judge
+from search_spaces.spec import Spec
+from trainables.errors import UserError
+from trainables.hub import snapshot
+from trainables.prepared import Prepared, Split
+from trainables.sources import source_of
+from trainables.store import build_once, checksum, write_bytes
+from tune.cluster import Cluster, build_on_worker, ship
+from tune.record import Record, read_lines
+
+SPLITS = ("train", "validation", "test")
+# What tells a tokenizer from another, and a model from another, in a local folder.
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "chat_template*",
+    "*.model",
+)
+MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What preparation hands on: the search gets `search`, verification alone gets `test`."""
+
+    search: Prepared
+    test: Split
+
+    def files(self) -> list[Path]:
+        """Return every file, for sending to the nodes that will need one or another."""
+        held_out = [self.test.pairs, self.test.logps, self.test.answers]
+        return [*self.search.files(), *(path for path in held_out if path)]
+
+
+def prepare(
+    spec: Spec, record: Record, cluster: Cluster, say: Callable[[str], None]
+) -> Preparation:
+    """Prepare a search, or find it prepared.
+
+    Args:
+        spec: the resolved search.
+        record: its run folder, which gets the data report and the keys.
+        cluster: where to compute.
+        say: is told each step as it begins, in a few words.
+
+    Raises:
+        UserError: the model, the data or the judge cannot be used.
+    """
+    prepared = Path(spec.storage).absolute() / "prepared"
+    gpus = 1.0 if cluster.gpus and spec.resources.gpu != 0 else 0.0
+    say("looking up the model and the data")
+    base, commit = snapshot(spec.model, spec.revision, trust_remote_code=spec.trust_remote_code)
+    tokens = _contents(base, TOKENIZER_FILES)
+
+    say("preparing the pairs")
+    d = spec.dataset
+    max_length = spec.fixed_training().get("max_length", 1024)
+    data_inputs = {
+        "source": source_of(d.path, d.name, d.split, d.revision),
+        "split": {"test": d.test_fraction, "validation": d.validation_pairs, "seed": d.seed},
+        "tokenizer": tokens,
+        "max_length": max_length,
+    }
+
+    def build_data(out: Path) -> None:
+        def build(folder: Path) -> None:
+            from trainables.models import load_tokenizer
+            from trainables.preferences import prepare_pairs
+            from trainables.sources import load_rows
+
+            rows = load_rows(d.path, d.name, d.split, d.revision)
+            prepare_pairs(
+                rows,
+                load_tokenizer(base, trust_remote_code=spec.trust_remote_code),
+                max_length=max_length,
+                test_fraction=d.test_fraction,
+                validation_pairs=d.validation_pairs,
+                seed=d.seed,
+                out=folder,
+            )
+
+        build_on_worker(cluster, 0.0, build, out)
+
+    data = build_once(prepared, "data", data_inputs, build_data)
+    write_bytes(record.folder / "data_report.json", (data / "data_report.json").read_bytes())
+
+    model, sft = base, None
+    identity: dict[str, Any] = {"model": _contents(base, MODEL_FILES), "precision": spec.precision}
+    if spec.sft is not None:
+        say("training the reference (SFT)")
+        sft_inputs = identity | {
+            "data": data.name,
+            "sft": spec.sft.model_dump(),
+            "seed": spec.search.seed,
+        }
+        sft = build_once(prepared, "sft", sft_inputs, _build_sft(spec, cluster, gpus, base, data))
+        model = sft / "model"
+        identity = {"model": sft.name, "precision": spec.precision}
+
+    say("scoring the pairs under the reference")
+    reference = build_once(
+        prepared,
+        "reference",
+        identity | {"data": data.name},
+        _build_logps(spec, cluster, gpus, model, data),
+    )
+    say("sampling the reference's answers")
+    answer_inputs = identity | {
+        "data": data.name,
+        "judge": _judge_content(spec.judge),
+        "evaluation": spec.evaluation.model_dump(),
+        "verify_prompts": spec.verify.prompts,
+        "seed": spec.search.seed,
+    }
+    answers = build_once(
+        prepared, "answers", answer_inputs, _build_answers(spec, cluster, gpus, model, data)
+    )
+    record.update(
+        reference={"validation": reference_measures(read_lines(answers / "validation.jsonl"))},
+        model={"path": spec.model, "revision": commit, "folder": str(model)},
+        prepared={
+            "data": data.name,
+            "sft": sft.name if sft else None,
+            "reference": reference.name,
+            "answers": answers.name,
+        },
+    )
+
+    def split(name: str) -> Split:
+        told = None if name == "train" else answers / f"{name}.jsonl"
+        return Split(data / f"{name}.parquet", reference / f"{name}.npz", told)
+
+    search = Prepared(model, data / "tokenizer", split("train"), split("validation"))
+    return Preparation(search, split("test"))
+
+
+def reference_measures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return the reference's line of the leaderboard: what its answers say, and what holds by definition."""
+    lines = list(lines)
+    scores = [line["score"] for line in lines if line["score"] is not None]
+    return {
+        "win_rate": 0.5 if scores else None,
+        "judge_score": float(np.mean(scores)) if scores else None,
+        "kl": 0.0,
+        "pair_loss": math.log(2),
+        "accuracy": 0.5,
+        "margin": 0.0,
+        "chosen_drift": 0.0,
+        "length_ratio": 1.0,
+        "ended": float(np.mean([line["ended"] for line in lines])),
+    }
+
+
+def _build_sft(
+    spec: Spec, cluster: Cluster, gpus: float, base: Path, data: Path
+) -> Callable[[Path], None]:
+    assert spec.sft is not None
+    sft = spec.sft
+
+    def build_all(out: Path) -> None:
+        files = [*_files(base), *_files(data / "tokenizer"), data / "train.parquet"]
+        sent = ship(cluster, files)
+
+        def build(folder: Path) -> None:
+            from trainables.sft import run_sft
+
+            sent.here(data / "train.parquet")
+            run_sft(
+                sent.here(base),
+                None,
+                sent.here(data),
+                folder,
+                epochs=sft.epochs,
+                learning_rate=sft.learning_rate,
+                seed=spec.search.seed,
+                precision=spec.precision,
+            )
+
+        # A CPU run takes the whole machine: nothing else runs before the reference exists.
+        build_on_worker(cluster, gpus, build, out, cpus=1 if gpus else cluster.cpus)
+
+    return build_all
+
+
+def _build_logps(
+    spec: Spec, cluster: Cluster, gpus: float, model: Path, data: Path
+) -> Callable[[Path], None]:
+    """Score every pair, a shard for each device at once."""
+    shards = max(1, int(cluster.gpus if gpus else cluster.cpus))
+
+    def build_all(out: Path) -> None:
+        pairs = [data / f"{name}.parquet" for name in SPLITS]
+        sent = ship(cluster, [*_files(model), *_files(data / "tokenizer"), *pairs])
+
+        @ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)
+        def score(shard: int) -> dict[str, np.ndarray]:
+            import torch
+
+            from trainables.devices import device_and_dtype
+            from trainables.models import load_model, load_tokenizer
+            from trainables.reference import logps_of_pairs, read_pairs
+
+            device, autocast = device_and_dtype(spec.precision)
+            if device.type == "cpu":
+                torch.set_num_threads(1)
+            policy = load_model(sent.here(model), trust_remote_code=spec.trust_remote_code)
+            tokenizer = load_tokenizer(sent.here(data / "tokenizer"))
+            scored = {}
+            for path in pairs:
+                table = read_pairs(sent.here(path))
+                rows = np.arange(table.num_rows) % shards == shard
+                chosen, rejected = logps_of_pairs(
+                    policy.to(device),
+                    table.filter(rows),
+                    batch_size=64,
+                    pad_token_id=tokenizer.pad_token_id or 0,
+                    autocast=autocast,
+                )
+                scored[path.stem] = np.stack([chosen, rejected])
+            return scored
+
+        parts = ray.get([score.remote(shard) for shard in range(shards)])
+        for name in SPLITS:
+            both = np.empty((2, sum(part[name].shape[1] for part in parts)), np.float32)
+            for shard, part in enumerate(parts):
+                both[:, shard::shards] = part[name]
+            if not np.isfinite(both).all():
+                raise UserError(
+                    f"the reference {spec.model!r} gives pairs of {name} a log-prob that is not a number: "
+                    "the model is damaged, or precision: fp32 is called for"
+                )
+            np.savez(out / f"{name}.npz", chosen=both[0], rejected=both[1])
+
+    return build_all
+
+
+def _build_answers(
+    spec: Spec, cluster: Cluster, gpus: float, model: Path, data: Path
+) -> Callable[[Path], None]:
+    def build_all(out: Path) -> None:
+        held_out = [data / "validation.parquet", data / "test.parquet"]
+        sent = ship(cluster, [*_files(model), *_files(data / "tokenizer"), *held_out])
+
+        def build(folder: Path) -> None:
+            from trainables.devices import device_and_dtype
+            from trainables.dpo import EVALUATION_BATCH
+            from trainables.judges import load_judge
+            from trainables.reference import reference_answers
+
+            device, _ = device_and_dtype(spec.precision)
+            reference_answers(
+                sent.here(model),
+                sent.here(data),
+                folder,
+                None if spec.judge is None else load_judge(spec.judge, device),
+                validation_prompts=spec.evaluation.prompts,
+                test_prompts=spec.verify.prompts,
+                max_new_tokens=spec.evaluation.max_new_tokens,
+                seed=spec.search.seed,
+                batch_size=EVALUATION_BATCH,
+                precision=spec.precision,
+            )
+
+        build_on_worker(cluster, gpus, build, out)
+
+    return build_all
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _contents(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    """Return the checksum of every file of a folder that matches."""
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return {path.name: checksum(path) for path in sorted(found)}
+
+
+def _judge_content(judge: str | None) -> object:
+    if judge is None:
+        return None
+    if judge == "quickstart":
+        return checksum(Path(inspect.getfile(trainables.quickstart.judge)))
+    local = Path(judge).expanduser()
+    if local.is_file():
+        return checksum(local)
+    folder, commit = snapshot(judge)
+    return commit or _contents(folder, MODEL_FILES)

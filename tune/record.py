@@ -1,0 +1,244 @@
+"""The run folder as the driver writes it: every measure and decision, before anything acts on it."""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from search_spaces.spec import Spec
+from trainables.errors import UserError
+from trainables.report import Report
+from trainables.store import write_bytes, write_json, write_text
+
+FORMAT = 1
+Verdict = Literal["continue", "stop", "complete", "infeasible"]
+REPORTED_VERSIONS = (
+    "preftune torch transformers trl peft accelerate datasets ray optuna huggingface_hub numpy"
+).split()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One rung decision with the values it was made from, so that anybody can make it again."""
+
+    time: str
+    trial: int
+    rung: int
+    pairs: int
+    value: float | None
+    others: list[float]
+    reduction_factor: int
+    direction: str
+    decision: Verdict
+    ended_by: str | None
+    reason: str
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a JSON-lines file; a last line cut short by a crash does not count."""
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines() if line]
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append one line of JSON and wait until it is on the disk."""
+    with path.open("ab") as file:
+        file.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_partial_line(path: Path) -> None:
+    """Cut off a last line that a crash left incomplete, so that the next one starts on its own."""
+    if path.exists():
+        with path.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def create(spec: Spec, label: str, exact: bool, command: str) -> "Record":
+    """Make a run folder under the search's storage.
+
+    Args:
+        spec: the resolved search.
+        label: name of the folder.
+        exact: the label is the user's own; else the time is added, and a number where that is not enough.
+        command: what the user typed.
+
+    Raises:
+        UserError: there is a run of that name, or the storage cannot be written.
+    """
+    storage = Path(spec.storage)
+    if Path(label).name != label or label in ("", ".", "..", "prepared"):
+        raise UserError(f"--name {label!r}: a run's name is one plain folder name")
+    candidates = [label]
+    if not exact:
+        stem = f"{label}-{datetime.now():%m%d-%H%M%S}"
+        candidates = [stem, *(f"{stem}-{i}" for i in range(2, 100))]
+    folder = storage
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        for name in candidates:
+            folder = storage / name
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
+        else:
+            raise UserError(
+                f"there is a run called {label!r} in {storage} already: choose another --name, or go on with "
+                f"`preftune resume {label}`"
+            )
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the storage {str(storage)!r} ({error.strerror}): set storage to a folder you own"
+        ) from error
+    record = Record(folder)
+    (folder / "trials").mkdir()
+    write_text(folder / "spec.yaml", spec.to_yaml())
+    record.update(
+        format=FORMAT,
+        name=folder.name,
+        state="preparing",
+        error=None,
+        command=command,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        created=now(),
+        ended=None,
+        seconds={},
+        versions={"python": platform.python_version()}
+        | {package: version(package) for package in REPORTED_VERSIONS},
+        commit=_commit(),
+        seeds={"search": spec.search.seed, "split": spec.dataset.seed},
+    )
+    return record
+
+
+def _commit() -> str | None:
+    """Return the commit of this checkout of preftune, or None where it is not one."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+class Record:
+    """Writes one run folder; the only process that does.
+
+    Attributes:
+        folder: the run folder.
+        decisions: all rung decisions so far, in order.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        drop_partial_line(folder / "decisions.jsonl")
+        self.decisions = [Decision(**line) for line in read_lines(folder / "decisions.jsonl")]
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What `run.json` says now."""
+        path = self.folder / "run.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def update(self, **facts: Any) -> None:
+        """Change keys of `run.json`."""
+        write_json(self.folder / "run.json", {**self.info, **facts})
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds of the block to a stage, however it ends: a resumed one counts all its parts."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = dict(self.info.get("seconds", {}))
+            seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - started, 1)
+            self.update(seconds=seconds)
+
+    def trial_folder(self, number: int) -> Path:
+        """Return `trials/<n>/`, made if need be."""
+        folder = self.folder / "trials" / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def measured(self, number: int, report: Report, broken: Iterable[str]) -> None:
+        """Write what a trial measured at a rung. A rung measured again after a crash replaces itself."""
+        assert report.rung is not None and report.deltas is not None
+        folder = self.trial_folder(number)
+        broken = list(broken)
+        line = {
+            "rung": report.rung,
+            "pairs": report.pairs,
+            "step": report.step,
+            "feasible": not broken,
+            "broken": broken,
+            **report.measures,
+        }
+        lines = [old for old in read_lines(folder / "measures.jsonl") if old["rung"] < report.rung]
+        deltas = self.deltas(number)
+        samples = [
+            old for old in read_lines(folder / "samples.jsonl") if old["pairs"] < report.pairs
+        ]
+        deltas[f"rung{report.rung}"] = report.deltas
+        samples += [{**sample, "pairs": report.pairs} for sample in report.samples]
+        buffer = BytesIO()
+        np.savez_compressed(buffer, **deltas)  # type: ignore[arg-type]  # its stub has no **arrays
+        write_bytes(folder / "deltas.npz", buffer.getvalue())
+        _write_lines(folder / "samples.jsonl", samples)
+        _write_lines(folder / "measures.jsonl", [*lines, line])
+
+    def deltas(self, number: int) -> dict[str, np.ndarray]:
+        """Return the per-pair Δ of each rung of a trial."""
+        path = self.folder / "trials" / str(number) / "deltas.npz"
+        if not path.exists():
+            return {}
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+    def measures(self, number: int) -> list[dict[str, Any]]:
+        """Return a trial's measures, one dict for each rung."""
+        return read_lines(self.folder / "trials" / str(number) / "measures.jsonl")
+
+    def log(self, number: int, text: str) -> None:
+        """Append to a trial's log."""
+        if text:
+            with (self.trial_folder(number) / "log.txt").open("a", encoding="utf-8") as file:
+                file.write(text)
+
+    def decided(self, decision: Decision) -> None:
+        """Append a rung decision."""
+        append_line(self.folder / "decisions.jsonl", asdict(decision))
+        self.decisions.append(decision)
+
+    def last_decision(self, number: int) -> Decision | None:
+        """Return the newest decision about a trial."""
+        return next((d for d in reversed(self.decisions) if d.trial == number), None)
+
+
+def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

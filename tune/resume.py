@@ -1,0 +1,82 @@
+"""Reopen a run folder: after a crash, a Ctrl-C, a stop, or for more trials; ask a running one to stop."""
+
+import os
+import socket
+
+from rich.console import Console
+
+from results.run import Run, open_run
+from search_spaces.spec import Spec, load
+from trainables.errors import UserError
+from trainables.store import write_text
+from tune.record import Record
+from tune.search import STOP
+
+
+def reopened(
+    name: str | None, storage: str, trials: str | None, console: Console
+) -> tuple[Spec, Record] | None:
+    """Return the search to go on with, or None when there is nothing left to do.
+
+    Args:
+        name: the run; None takes the newest.
+        storage: where run folders live.
+        trials: `+N`, how many trials to add.
+        console: is told when there is nothing to do.
+
+    Raises:
+        UserError: the run is going on, or lacks what it takes.
+    """
+    run = open_run(name, storage)
+    if run.active:
+        raise UserError(
+            f"run {run.name} is going on (process {run.info.get('pid')} on {run.info.get('host')}): end it with "
+            f"`preftune stop {run.name}` first"
+        )
+    path = run.folder / "spec.yaml"
+    if not path.exists():
+        raise UserError(f"run {run.name} has no spec.yaml, so it cannot go on: start a new one")
+    spec = load(str(path))
+    if run.state == "done" and trials is None:
+        console.print(
+            f"Run {run.name} is done; add trials with `preftune resume {run.name} --trials +10`.",
+            highlight=False,
+            markup=False,
+        )
+        return None
+    if trials is not None:
+        more = _count(trials)
+        search = spec.search.model_copy(update={"trials": spec.trials + more})
+        spec = spec.model_copy(update={"search": search})
+        write_text(path, spec.to_yaml())
+    (run.folder / STOP).unlink(missing_ok=True)
+    record = Record(run.folder)
+    record.update(pid=os.getpid(), host=socket.gethostname(), error=None)
+    return spec, record
+
+
+def _count(trials: str) -> int:
+    try:
+        more = int(trials)
+    except ValueError:
+        more = 0
+    if more < 1:
+        raise UserError(f"--trials {trials}: how many to add is a whole number, such as +10")
+    return more
+
+
+def request_stop(name: str | None, storage: str, console: Console) -> None:
+    """Leave word in the run folder that the search is to end after its next rungs.
+
+    Raises:
+        UserError: the run is not going on.
+    """
+    run: Run = open_run(name, storage)
+    if not run.active:
+        raise UserError(f"run {run.name} is not going on: its state is {run.state!r}")
+    write_text(run.folder / STOP, "")
+    console.print(
+        f"Run {run.name} ends after its next rungs; the finalists so far are verified then.",
+        highlight=False,
+        markup=False,
+    )

@@ -1,0 +1,121 @@
+"""`preftune run` and `preftune resume`: the stages of a search, one after the other."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.markup import escape
+
+from results.run import open_run
+from results.tables import leaderboard_table, verdict_panel
+from search_spaces.spec import Spec
+from trainables.errors import UserError
+from tune.cluster import Cluster, connected, ship
+from tune.hand_over import hand_over
+from tune.prepare import prepare
+from tune.progress import Progress
+from tune.record import Record, now
+from tune.resources import share
+from tune.search import search
+from tune.searcher import Study
+from tune.verify import verify
+
+
+def run_search(spec: Spec, record: Record, address: str | None, console: Console) -> None:
+    """Run all the stages that the run folder does not hold yet.
+
+    Raises:
+        UserError: something that the user can mend; the run folder says it too.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the run folder can be resumed.
+    """
+    try:
+        with _terminable(), connected(address) as cluster:
+            _stages(spec, record, cluster, console)
+    except KeyboardInterrupt:
+        record.update(state="interrupted", ended=now())
+        raise
+    except UserError as error:
+        record.update(state="failed", error=str(error), ended=now())
+        raise
+    except OSError as error:
+        sentence = (
+            f"the run folder {str(record.folder)!r} cannot be written ({error.strerror or error}): make room or mend "
+            f"the storage, then `preftune resume {record.folder.name}`"
+        )
+        try:
+            record.update(state="failed", error=sentence, ended=now())
+        except OSError:
+            pass  # the very fault that is being reported
+        raise UserError(sentence) from error
+
+
+def _stages(spec: Spec, record: Record, cluster: Cluster, console: Console) -> None:
+    def say(text: str) -> None:
+        console.print(f"[dim]{escape(text)}[/dim]", highlight=False, soft_wrap=True)
+
+    _greet(record, cluster, console)
+    record.update(state="preparing", error=None, ended=None, dashboard=cluster.dashboard)
+    record.update(hardware={"nodes": cluster.nodes, "cpus": cluster.cpus, "gpus": cluster.gpus})
+    with record.timed("prepare"):
+        prepared = prepare(spec, record, cluster, say)
+    study = Study(spec, record.folder)
+    sent = ship(cluster, prepared.files())
+    record.update(state="searching")
+    each = share(spec, cluster, prepared.search, sent)
+    say(f"searching: {spec.trials} trials, {each.concurrent} at once, {each.words()}")
+    progress = Progress(console, spec, record, study)
+    with record.timed("search"), progress:
+        search(spec, record, study, prepared.search, sent, each, progress)
+    record.update(state="verifying")
+    say("verifying the finalists on the test split")
+    with record.timed("verify"):
+        verdict = verify(spec, record, study, prepared, sent, each, progress)
+        if verdict["passing"]:
+            checkpoint = Path(study.trial(verdict["winner"]).user_attrs["checkpoint"])
+            hand_over(spec, record, prepared.search, checkpoint)
+    stopped = study.started() < spec.trials
+    record.update(state="stopped" if stopped else "done", ended=now())
+    show_outcome(record.folder, console)
+
+
+def show_outcome(folder: Path, console: Console) -> None:
+    """Print leaderboard, verdict and the lines that lead on."""
+    run = open_run(folder)
+    console.print(leaderboard_table(run))
+    console.print(verdict_panel(run))
+    storage = "" if folder.parent == Path("runs") else f" --storage {folder.parent}"
+    console.print(f"details    preftune show {folder.name}{storage}", highlight=False, markup=False)
+    console.print(f"chat       preftune chat {folder.name}{storage}", highlight=False, markup=False)
+    verdict = run.verdict() or {}
+    if verdict.get("passing"):
+        line = f"publish    preftune push {folder.name} YOUR_NAME/MODEL{storage}"
+        console.print(line, highlight=False, markup=False)
+
+
+def _greet(record: Record, cluster: Cluster, console: Console) -> None:
+    console.print(f"run        {record.folder}", highlight=False, markup=False, soft_wrap=True)
+    if cluster.dashboard:
+        # Ray asks for its token: an address alone would lead to a page that says 401.
+        line = f"dashboard  {cluster.dashboard} (its token: `ray get-auth-token`)"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Treat SIGTERM, a cluster's notice, like Ctrl-C, inside the block."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,151 @@
+"""ASHA over pairs seen: which trials go on at a rung.
+
+The rule is Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSys 2020), in the form that
+stops trials where the paper pauses them. Its whole state is the list of values recorded at each rung, which
+`decisions.jsonl` holds: a search that is resumed decides as if it had never stopped.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from search_spaces.spec import Spec
+from trainables.report import Report
+from tune.driver_only import DriverOnly
+from tune.record import Decision, Record, Verdict, now
+from tune.searcher import Study
+
+REDUCTION_FACTOR = 3  # the paper's eta; the default rungs are budget / 9, / 3 and / 1
+
+
+def goes_on(value: float, others: Sequence[float], direction: str) -> bool:
+    """Say whether a value is in the top 1 / `REDUCTION_FACTOR` of all values at its rung, itself included.
+
+    At least one value is: the first trial of a rung always goes on, and so does every new best. A tie with the
+    last one kept goes on.
+    """
+    sign = -1.0 if direction == "maximize" else 1.0
+    ranked = sorted(sign * other for other in (*others, value))
+    keep = max(1, len(ranked) // REDUCTION_FACTOR)
+    return sign * value <= ranked[keep - 1]
+
+
+class RungScheduler(DriverOnly, FIFOScheduler):  # type: ignore[misc]  # Ray has no type information
+    """Records each report of a trial, decides at rungs, and tells the study how a trial ended."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        study: Study,
+        record: Record,
+        over: Callable[[], str | None],
+        observe: Callable[[Decision], None],
+    ) -> None:
+        """Args:
+        spec: the resolved search.
+        study: the journal.
+        record: the run folder.
+        over: `stop` or `time` when what runs now has to end at its next rung, else None.
+        observe: is called after each decision.
+        """
+        super().__init__()
+        self.spec = spec
+        self.study = study
+        self.record = record
+        self.over = over
+        self.observe = observe
+        self.nominal = spec.rungs_pairs if spec.budget.steps is None else [spec.budget.steps]
+
+    def on_trial_result(self, controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
+        """Answer Ray Tune: go on, or stop."""
+        number: int = trial.config["number"]
+        name = result.get("checkpoint_dir_name")
+        facts = {"device": result["device"], "node": result["node"]}
+        if name:
+            facts["checkpoint"] = str(Path(trial.path) / name)
+        if trial.num_failures:
+            facts["restarts"] = trial.num_failures
+        self.study.note(number, **facts)
+        on = self.reported(number, result["report"])
+        return str(TrialScheduler.CONTINUE if on else TrialScheduler.STOP)
+
+    def reported(self, number: int, report: Report) -> bool:
+        """Record a report; return whether the trial goes on.
+
+        Everything measured is on the disk before the decision, and the decision before it takes effect. A rung
+        that is reported again, after a crash, gets the decision it had.
+        """
+        self.record.log(number, report.log)
+        if report.failed:
+            self.study.tell(number, "error", report.failed)
+            return False
+        if report.diverged:
+            self.study.diverged(number)
+            return self._decide(number, report, None, [report.diverged])
+        if report.rung is None:
+            return True
+        before = self.record.last_decision(number)
+        if before is not None and before.rung >= report.rung:
+            if before.rung == report.rung:
+                self._tell(before)
+            return before.decision == "continue"
+        pairs = self.nominal[report.rung]
+        broken = self.study.measured(number, pairs, report.measures)
+        self.record.measured(number, report, broken)
+        return self._decide(number, report, report.measures.get(self.spec.objective.metric), broken)
+
+    def _decide(
+        self, number: int, report: Report, value: float | None, broken: Sequence[str]
+    ) -> bool:
+        reached = sum(pairs <= report.pairs for pairs in self.nominal)
+        rung = report.rung if report.rung is not None else min(reached, len(self.nominal) - 1)
+        earlier = [
+            d.value
+            for d in self.record.decisions
+            if d.rung == rung and d.decision != "infeasible" and d.value is not None
+        ]
+        over = self.over()
+        verdict: Verdict = "continue"
+        ended_by, reason = None, "no early stopping"
+        if broken:
+            verdict, reason = "infeasible", "; ".join(broken)
+            ended_by = "nan" if report.diverged else "constraint"
+        elif rung == len(self.nominal) - 1:
+            verdict, ended_by, reason = "complete", "budget", "the budget is used"
+        elif over is not None:
+            verdict, ended_by = "stop", over
+            reason = "the time is up" if over == "time" else "a stop was asked for"
+        elif self.spec.search.scheduler == "asha":
+            assert value is not None  # a missing or NaN objective is infeasible
+            best = goes_on(value, earlier, self.spec.objective.direction)
+            reason = (
+                f"{'in' if best else 'not in'} the best third of {len(earlier) + 1} at this rung"
+            )
+            if not best:
+                verdict, ended_by = "stop", "asha"
+        decision = Decision(
+            time=now(),
+            trial=number,
+            rung=rung,
+            pairs=self.nominal[rung],
+            value=value,
+            others=earlier,
+            reduction_factor=REDUCTION_FACTOR,
+            direction=self.spec.objective.direction,
+            decision=verdict,
+            ended_by=ended_by,
+            reason=reason,
+        )
+        self.record.decided(decision)
+        self._tell(decision)
+        self.observe(decision)
+        return verdict == "continue"
+
+    def _tell(self, decision: Decision) -> None:
+        if decision.ended_by is not None:
+            explained = decision.ended_by not in ("budget", "asha")
+            cause = decision.reason if explained else None
+            self.study.tell(decision.trial, decision.ended_by, cause)

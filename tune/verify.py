@@ -1,0 +1,286 @@
+"""Stage 3: finalists on fresh seeds and the untouched test split; a winner only where the evidence carries it."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from search_spaces.spec import Spec
+from trainables.errors import UserError
+from trainables.report import Report
+from trainables.store import write_json
+from tune.cluster import Shipment
+from tune.prepare import Preparation, reference_measures
+from tune.progress import Progress
+from tune.record import Record, read_lines
+from tune.resources import Share
+from tune.searcher import Study
+
+CONFIDENCE = 0.95  # of the whole verdict: each of k finalists is tested at 1 - 0.05 / k
+RESAMPLES = 10_000
+FRESH = 1_000  # a fresh seed is the search's plus this and a number: never the search's own
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on the test split.
+
+    Attributes:
+        measures: as at a rung.
+        gains: what each unit of the split says for the model against the reference, `(units,)`: win - 1/2 of each
+            prompt, or ln 2 - loss of each pair where there is no judge.
+        scores: judge score minus the reference's on the same prompt, `(prompts,)`; empty without a judge.
+    """
+
+    measures: dict[str, float | None]
+    gains: np.ndarray
+    scores: np.ndarray
+
+
+def verification_spec(spec: Spec) -> Spec:
+    """Return the search's spec with one rung, the full budget, and as many prompts as verification asks for."""
+    search = spec.search.model_copy(update={"scheduler": "none", "rungs": None})
+    evaluation = spec.evaluation.model_copy(update={"prompts": spec.verify.prompts})
+    return spec.model_copy(update={"search": search, "evaluation": evaluation})
+
+
+def fresh_seeds(spec: Spec) -> list[int]:
+    """Return the seeds that finalists are trained again with."""
+    return [spec.search.seed + FRESH + i for i in range(spec.verify.seeds)]
+
+
+def verify(
+    spec: Spec,
+    record: Record,
+    study: Study,
+    prepared: Preparation,
+    sent: Shipment,
+    share: Share,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Measure the finalists, decide, and write `verdict.json`.
+
+    Each finalist's own checkpoint and its re-runs on fresh seeds are measured on the test split, as Ray tasks with
+    a trial's resources. A measurement that a resumed run finds on the disk is not made again.
+    """
+    finalists = study.finalists(spec.verify.finalists)
+    jobs: list[tuple[int, int | None]] = [(trial.number, None) for trial in finalists]
+    jobs += [(trial.number, seed) for seed in fresh_seeds(spec) for trial in finalists]
+    params = {trial.number: study.params(trial.params) for trial in finalists}
+    paths = {trial.number: trial.user_attrs["checkpoint"] for trial in finalists}
+    at_test = replace(prepared.search, held_out=prepared.test)
+    answers = prepared.test.answers
+    assert answers is not None
+    folder = record.folder / "verify"
+    folder.mkdir(exist_ok=True)
+
+    @ray.remote(num_cpus=share.cpu, num_gpus=share.gpu, max_retries=2)
+    def measure(number: int, seed: int | None) -> Report:
+        from trainables.dpo import failure, measure_once
+        from tune.worker import ready
+
+        try:
+            judge, _ = ready(spec, share)
+        except UserError as error:
+            return failure(error)
+        return measure_once(
+            verification_spec(spec),
+            params[number],
+            at_test.at(sent.here),
+            seed=spec.search.seed if seed is None else seed,
+            checkpoint=Path(paths[number]) if seed is None else None,
+            judge=judge,
+        )
+
+    done: dict[tuple[int, int | None], Measured] = {}
+    waiting = {}
+    for job in jobs:
+        found = _load(folder, job)
+        if found is not None:
+            done[job] = found
+        else:
+            waiting[measure.remote(*job)] = job
+    reference = {line["row"]: line for line in read_lines(answers)}
+    while waiting:
+        (ready,), _ = ray.wait(list(waiting), num_returns=1)
+        job = waiting.pop(ready)
+        report: Report = ray.get(ready)
+        record.log(job[0], report.log)
+        done[job] = _measured(spec, report, reference)
+        _save(folder, job, done[job])
+        progress.verified(*job, done[job].measures, len(jobs) - len(waiting), len(jobs))
+    verdict = decide(spec, params, done, reference)
+    write_json(record.folder / "verdict.json", verdict)
+    return verdict
+
+
+def _measured(spec: Spec, report: Report, reference: dict[int, dict[str, Any]]) -> Measured:
+    if report.failed or report.diverged or report.deltas is None:
+        nothing = np.array([math.nan])
+        return Measured({}, nothing, nothing)
+    scores = np.array(
+        [
+            s["score"] - reference[s["row"]]["score"]
+            for s in report.samples
+            if s["score"] is not None
+        ]
+    )
+    if spec.objective.metric == "win_rate":
+        gains = np.sign(scores) / 2
+    else:
+        gains = math.log(2) - np.logaddexp(0, -report.deltas.astype(np.float64))
+    return Measured(report.measures, gains, scores)
+
+
+def _path(folder: Path, job: tuple[int, int | None]) -> Path:
+    number, seed = job
+    return folder / f"{number}-{'own' if seed is None else seed}.json"
+
+
+def _save(folder: Path, job: tuple[int, int | None], measured: Measured) -> None:
+    write_json(
+        _path(folder, job),
+        {
+            "measures": measured.measures,
+            "gains": measured.gains.tolist(),
+            "scores": measured.scores.tolist(),
+        },
+    )
+
+
+def _load(folder: Path, job: tuple[int, int | None]) -> Measured | None:
+    path = _path(folder, job)
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return Measured(stored["measures"], np.array(stored["gains"]), np.array(stored["scores"]))
+
+
+def resampled(gains: np.ndarray, seed: int) -> np.ndarray:
+    """Return bootstrap means of `gains`, `(RESAMPLES,)`: units drawn with replacement.
+
+    The draw depends on the seed and the number of units alone, so that two models are compared on the same
+    resampled prompts (the paired bootstrap; Efron and Tibshirani 1993, chapter 8).
+    """
+    generator = np.random.default_rng(seed)
+    # One resample at a time: all of them at once would be gigabytes on a split of many pairs.
+    return np.array(
+        [gains[generator.integers(0, len(gains), len(gains))].mean() for _ in range(RESAMPLES)]
+    )
+
+
+def bounds(draws: np.ndarray, confidence: float) -> list[float]:
+    """Return the two-sided percentile interval of bootstrap draws."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return [float(low), float(high)]
+
+
+def configuration_draws(runs: Sequence[np.ndarray], seed: int) -> np.ndarray:
+    """Return draws of the mean gain that a configuration has over seeds, `(RESAMPLES,)`.
+
+    Args:
+        runs: gains of the own checkpoint and of each re-run, `(units,)` each, on the same units.
+        seed: of the resampling.
+
+    Prompts are resampled for all runs together. The seeds are few, so their share of the error is drawn from
+    Student's t with runs - 1 degrees of freedom and the spread of the runs' means.
+    """
+    gains = np.stack(runs)
+    draws = resampled(gains.mean(axis=0), seed)
+    if len(runs) == 1:
+        return draws
+    error = gains.mean(axis=1).std(ddof=1) / math.sqrt(len(runs))
+    noise = np.random.default_rng([seed, 1]).standard_t(len(runs) - 1, RESAMPLES)
+    return np.asarray(draws + error * noise)
+
+
+def decide(
+    spec: Spec,
+    params: Mapping[int, dict[str, Any]],
+    done: Mapping[tuple[int, int | None], Measured],
+    reference: Mapping[int, dict[str, Any]],
+) -> dict[str, Any]:
+    """Return the verdict: which finalist beats the reference, beyond the chances of prompts, seeds and choice.
+
+    A finalist does if two intervals lie above zero, each at 1 - 0.05 / finalists: its own checkpoint's, since that
+    is what is handed over, and its configuration's over all seeds, since luck with one seed is no merit.
+    """
+    level = 1 - (1 - CONFIDENCE) / max(1, len(params))
+    seed = spec.search.seed
+    finalists, draws = [], {}
+    for number, values in params.items():
+        own = done[number, None]
+        runs = [done[number, s] for s in (None, *fresh_seeds(spec))]
+        finite = all(np.isfinite(run.gains).all() for run in runs)
+        entry: dict[str, Any] = {"number": number, "params": values, "beats_reference": False}
+        if finite:
+            draws[number] = configuration_draws([run.gains for run in runs], seed)
+            entry["difference"] = float(own.gains.mean())
+            entry["interval"] = bounds(resampled(own.gains, seed), level)
+            entry["configuration_difference"] = float(np.mean([run.gains.mean() for run in runs]))
+            entry["configuration_interval"] = bounds(draws[number], level)
+            entry["beats_reference"] = (
+                entry["interval"][0] > 0 and entry["configuration_interval"][0] > 0
+            )
+            if len(own.scores):
+                entry["judge_score_difference"] = float(own.scores.mean())
+                entry["judge_score_interval"] = bounds(resampled(own.scores, seed), level)
+        entry["test"] = own.measures
+        entry["fresh_seeds"] = [
+            {"seed": s, "test": done[number, s].measures} for s in fresh_seeds(spec)
+        ]
+        finalists.append(entry)
+    better = sorted(
+        (entry for entry in finalists if entry["beats_reference"]),
+        key=lambda entry: -entry["configuration_difference"],
+    )
+    # Two good finalists are told apart by the difference of their draws: same prompts, seed noise of both.
+    tied = [
+        other["number"]
+        for other in better[1:]
+        if bounds(draws[better[0]["number"]] - draws[other["number"]], level)[0] <= 0
+    ]
+    outcome = "none" if not better else "tie" if tied else "winner"
+    first = better[0] if better else None
+    return {
+        "outcome": outcome,
+        "sentence": _sentence(spec, first, tied, len(finalists)),
+        "passing": first is not None,
+        "winner": first and first["number"],
+        "params": first and first["params"],
+        "tied": tied,
+        "metric": spec.objective.metric,
+        "direction": spec.objective.direction,
+        "confidence": CONFIDENCE,
+        "test_prompts": len(reference),
+        "reference": reference_measures(reference.values()),
+        "finalists": finalists,
+    }
+
+
+def _sentence(
+    spec: Spec, first: Mapping[str, Any] | None, tied: Sequence[int], finalists: int
+) -> str:
+    if finalists == 0:
+        return "No configuration beats the reference: no trial reached the last rung within its constraints."
+    if first is None:
+        return "No configuration beats the reference on the test split."
+    low, high = first["interval"]
+    what = "win rate" if spec.objective.metric == "win_rate" else "pair loss"
+    text = (
+        f"Trial {first['number']} beats the reference on the test split: {what} better by "
+        f"{first['difference']:.3f} [{low:.3f}, {high:.3f}]"
+    )
+    if "judge_score_difference" in first:
+        score = first["test"]["judge_score"]
+        text += f", judge score {score:.2f} against {score - first['judge_score_difference']:.2f}"
+    if tied:
+        others = " and ".join(str(number) for number in tied)
+        text += f"; the split cannot tell it from trial {others}"
+    return text + "."

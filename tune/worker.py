@@ -1,0 +1,26 @@
+"""What a Ray worker sets up before it trains: threads, the share of a device, the judge."""
+
+from search_spaces.spec import Spec
+from trainables.judges import Judge, load_judge
+from tune.resources import Share
+
+
+def ready(spec: Spec, share: Share) -> tuple[Judge | None, str]:
+    """Limit this process to its share; return the judge and the device's name.
+
+    Raises:
+        UserError: the judge cannot be loaded, or the device lacks the precision asked for.
+    """
+    import torch
+
+    from trainables.devices import device_and_dtype
+
+    device, _ = device_and_dtype(spec.precision)
+    name = device.type
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        # A trial that outgrows its share fails alone, instead of taking its neighbours' memory.
+        torch.cuda.set_per_process_memory_fraction(share.gpu or 1.0)
+    else:
+        torch.set_num_threads(max(1, int(share.cpu)))
+    return None if spec.judge is None else load_judge(spec.judge, device), name
