@@ -85,7 +85,7 @@ def _model_master(seed: int) -> Path:
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=len(tokenizer),
-        n_positions=128,
+        n_positions=256,
         n_embd=32,
         n_layer=2,
         n_head=2,
