@@ -30,3 +30,12 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         name = torch.cuda.get_device_name(device)
         raise UserError(f"`precision: bf16` on {name}, which has no bf16: use `auto` or `fp32`.")
     return torch.bfloat16 if has_bf16 else None
+
+
+def weights_dtype(lora: bool, autocast: torch.dtype | None) -> torch.dtype:
+    """Return the dtype that a model's weights are held in.
+
+    Frozen weights need no full precision; weights that learn do, or small updates vanish. The
+    reference is scored with the same, or Δ would not start at zero.
+    """
+    return autocast if lora and autocast is not None else torch.float32

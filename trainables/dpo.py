@@ -1,7 +1,7 @@
-"""One trial: train one configuration with TRL's `DPOTrainer`, measure it at each rung, keep it resumable.
+"""One trial: train a configuration with TRL's `DPOTrainer`, measure it at rungs, keep it resumable.
 
-An ordinary function in an ordinary process. What a rung report leads to is the caller's business: Ray ends a
-stopped trial by raising `SystemExit` out of `report`, and so may anybody.
+An ordinary function in an ordinary process. What a rung report leads to is the caller's business:
+Ray ends a stopped trial by raising `SystemExit` out of `report`, and so may anybody.
 """
 
 import gc
@@ -37,7 +37,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from search_spaces.spec import Spec
-from trainables.devices import device_and_dtype
+from trainables.devices import device_and_dtype, weights_dtype
 from trainables.errors import UserError
 from trainables.generation import Evaluation, evaluate
 from trainables.judges import Judge
@@ -79,7 +79,10 @@ class Plan:
         return self.micro_batch * self.accumulation
 
     def halved(self) -> "Plan | None":
-        """Return the plan with a smaller micro-batch and the same effective one; None if one pair is left."""
+        """Return the plan with a smaller micro-batch and the same effective one;
+
+        None if one pair is left.
+        """
         if self.micro_batch == 1:
             return None
         divisor = next(d for d in range(2, self.micro_batch + 1) if self.micro_batch % d == 0)
@@ -95,7 +98,7 @@ class PreparedDPOTrainer(DPOTrainer):
         return dataset  # upstream tokenises again whatever it is given
 
     def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # upstream's cache is keyed by learning rate and output folder: it would never hit
+        return dataset  # upstream's cache, keyed by learning rate and folder, would never hit
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)  # `in_order` has shuffled
@@ -125,8 +128,8 @@ def plan(spec: Spec, params: Mapping[str, Any]) -> Plan:
 def in_order(rows: int, pairs: int, seed: int) -> np.ndarray:
     """Return the row numbers of the first `pairs` pairs of training, int64 `(pairs,)`.
 
-    Epoch after epoch of seeded permutations: it does not depend on the batch size, so at every rung trials of all
-    batch sizes have seen the same pairs.
+    Epoch after epoch of seeded permutations: it does not depend on the batch size, so at every rung
+        trials of all batch sizes have seen the same pairs.
     """
     generator = np.random.default_rng(seed)
     epochs = [generator.permutation(rows) for _ in range(math.ceil(pairs / rows))]
@@ -292,7 +295,10 @@ class _AtRungs(TrainerCallback):
 
 
 def peak_memory_mb() -> float:
-    """Return the peak device memory of this process since the trial began, MB; on CPU, its resident memory."""
+    """Return the peak device memory of this process since the trial began, MB;
+
+    on CPU, its resident memory.
+    """
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 1e6, 1)
     return round(psutil.Process().memory_info().rss / 1e6, 1)
@@ -405,7 +411,7 @@ def train(
                 if smaller is None:
                     raise
                 log.warning(
-                    "out of device memory at micro-batch %d: going on with %d, accumulated %d times",
+                    "out of device memory at micro-batch %d: going on with %d, accumulated %dx",
                     budget.micro_batch,
                     smaller.micro_batch,
                     smaller.accumulation,
@@ -423,8 +429,7 @@ def _train_once(
     training, lora = split_params(call.spec, call.params)
     arguments = _arguments(call.spec, training, budget, call.seed, folder)
     _, autocast = device_and_dtype(call.spec.precision)
-    # Frozen weights need no full precision; weights that learn do, or small updates vanish.
-    weights = autocast if lora is not None and autocast is not None else torch.float32
+    weights = weights_dtype(lora is not None, autocast)
     model = load_model(
         call.prepared.model, dtype=weights, trust_remote_code=call.spec.trust_remote_code
     )
@@ -450,8 +455,8 @@ def _train_once(
         if trial.diverged:
             trial.tell(trainer.state.global_step, None)
     finally:
-        # The trainer, its callbacks and the optimizer refer to each other: cut the knot, or the weights
-        # stay on the device until some later collection.
+        # The trainer, its callbacks and the optimizer refer to each other: cut the knot, or the
+        # weights stay on the device until some later collection.
         trainer.callback_handler.callbacks.clear()
         trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
         trainer.accelerator.free_memory()
@@ -483,13 +488,16 @@ def _newest(folder: Path) -> Path | None:
 
 
 def failure(error: Exception) -> Report:
-    """Return the report of a trial that could not run: the cause in a sentence, the traceback in its log."""
+    """Return the report of a trial that could not run:
+
+    the cause in a sentence, the traceback in its log.
+    """
     if isinstance(error, UserError):
         cause = str(error)
     elif isinstance(error, torch.OutOfMemoryError):
         cause = (
-            "out of device memory with one pair at a time: lower max_length, turn gradient_checkpointing on, or "
-            "give a trial more of a GPU"
+            "out of device memory with one pair at a time: lower max_length, turn "
+            "gradient_checkpointing on, or give a trial more of a GPU"
         )
     else:
         cause = (
@@ -525,8 +533,8 @@ def measure_once(
 def peak_of_a_step(spec: Spec, params: Mapping[str, Any], prepared: Prepared) -> int:
     """Return the device memory in bytes that a trial of this configuration peaks at.
 
-    Two optimizer steps (the second with the optimizer's state in place) on the longest pairs there are, then a forward
-    pass of the reference beside the policy, as at a rung.
+    Two optimizer steps (the second with the optimizer's state in place) on the longest pairs there
+    are, then a forward pass of the reference beside the policy, as at a rung.
     """
     budget = plan(spec, params)
     probe = Plan(budget.micro_batch, budget.accumulation, 2, (2,))

@@ -22,8 +22,8 @@ class Prepared:
         model: folder of the reference, where every trial starts.
         tokenizer: folder, with the chat template.
         train: what it learns from.
-        held_out: what its rungs are measured on: validation in a search, the test split in verification and
-            nowhere else.
+        held_out: what its rungs are measured on: validation in a search, the test split in
+            verification and nowhere else.
     """
 
     model: Path

@@ -9,13 +9,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Report:
-    """A trial's state at a checkpoint; at a rung, with its measures. Light to import: drivers hold no torch.
+    """A trial's state at a checkpoint; at a rung, with its measures.
+
+    Light to import: a driver holds no torch.
 
     Attributes:
         step: optimizer steps done.
         pairs: pairs seen in training.
         rung: index of the rung that this step reaches, or None between rungs.
-        measures: at a rung, the measures of the design and `train_loss`, `seconds`, `peak_memory_mb`.
+        measures: at a rung, the measures of the design and `train_loss`, `seconds`,
+            `peak_memory_mb`.
         deltas: at a rung, Δ of each pair of the held-out split, nats, float32 `(pairs,)`.
         samples: at a rung, the sampled answers, one dict each.
         checkpoint: a folder that holds until `report` returns; None for a trial that broke down.

@@ -76,7 +76,10 @@ def damage(folder: Path) -> str | None:
 
 
 def seal(folder: Path, **facts: object) -> None:
-    """Write `meta.json`, the facts and every file's checksum: its presence means that the folder is complete."""
+    """Write `meta.json`, the facts and every file's checksum:
+
+    its presence means that the folder is complete.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != META)
     sums = {str(path.relative_to(folder)): checksum(path) for path in files}
     write_json(folder / META, {**facts, "files": sums})
@@ -93,8 +96,8 @@ def build_once(
         inputs: everything that the content depends on; JSON values only.
         build: fills the empty folder that it is given.
 
-    A lock keeps a second process waiting for the first one's result. A folder whose checksums do not hold is made
-    again, with a warning that names the file.
+    A lock keeps a second process waiting for the first one's result. A folder whose checksums do
+    not hold is made again, with a warning that names the file.
     """
     root.mkdir(parents=True, exist_ok=True)
     key = key_of(inputs)

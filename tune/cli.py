@@ -1,4 +1,7 @@
-"""The `preftune` command. Heavy imports wait inside the commands: `--help` and `list` answer at once."""
+"""The `preftune` command.
+
+Heavy imports wait inside the commands: `--help` and `list` answer at once.
+"""
 
 import os
 import shlex

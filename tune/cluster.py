@@ -27,9 +27,11 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # trials are the parallelism; forked tokenizers would warn
     "TRANSFORMERS_VERBOSITY": "error",
     "TRL_EXPERIMENTAL_SILENCE": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # `measures.jsonl` holds what CSV and JSON would repeat
+    # `measures.jsonl` holds what CSV and JSON would repeat.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends with the resume line
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a reused worker waits for the last trial's memory to be free
+    # A reused worker waits for the last trial's memory to be free.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a spec mean the driver's folder
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -96,7 +98,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
 
 @dataclass(frozen=True)
 class Shipment:
-    """Files that any node can have: by their paths where the driver's disk is, else once a node through Ray.
+    """Files that any node can have: on the driver's node by their paths, else through Ray, once.
 
     Attributes:
         node: id of the node on which the paths hold.
@@ -137,7 +139,7 @@ def ship(cluster: Cluster, files: Sequence[Path]) -> Shipment:
 def build_on_worker(
     cluster: Cluster, gpus: float, build: Callable[[Path], None], out: Path, cpus: float = 1
 ) -> None:
-    """Fill the folder `out` by running `build(folder)` as one Ray task, wherever there is room for it.
+    """Fill the folder `out` by running `build(folder)` as a Ray task, wherever there is room.
 
     Raises:
         UserError: as `build` raised it.

@@ -20,7 +20,8 @@ def hand_over(spec: Spec, record: Record, prepared: Prepared, checkpoint: Path) 
     """Make `best/` from the winner's checkpoint; all of it or nothing.
 
     Args:
-        checkpoint: the winner's last one: a whole model, or a LoRA adapter, which is merged into its base.
+        checkpoint: the winner's last one: a whole model, or a LoRA adapter, which is merged into
+            its base.
     """
     best = record.folder / "best"
     work = Path(tempfile.mkdtemp(dir=record.folder, prefix=".best."))
@@ -44,7 +45,7 @@ def hand_over(spec: Spec, record: Record, prepared: Prepared, checkpoint: Path) 
         raise
 
 
-@ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]  # Ray has no type information
+@ray.remote(num_cpus=1)
 def _merge(model: Path, adapter: Path, out: Path, trust_remote_code: bool) -> None:
     from peft import PeftModel
 

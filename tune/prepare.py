@@ -1,4 +1,7 @@
-"""Stage 1, on Ray: data, the SFT pass, the reference's log-probs and answers; once for all searches alike."""
+"""Stage 1, on Ray:
+
+data, the SFT pass, the reference's log-probs and answers; once for all searches alike.
+"""
 
 import inspect
 import math
@@ -115,7 +118,7 @@ def prepare(
     reference = build_once(
         prepared,
         "reference",
-        identity | {"data": data.name},
+        identity | {"data": data.name, "lora": spec.lora is not None},
         _build_logps(spec, cluster, gpus, model, data),
     )
     say("sampling the reference's answers")
@@ -149,7 +152,10 @@ def prepare(
 
 
 def reference_measures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Return the reference's line of the leaderboard: what its answers say, and what holds by definition."""
+    """Return the reference's line of the leaderboard:
+
+    what its answers say, and what holds by definition.
+    """
     lines = list(lines)
     scores = [line["score"] for line in lines if line["score"] is not None]
     return {
@@ -203,6 +209,8 @@ def _build_logps(
     shards = max(1, int(cluster.gpus if gpus else cluster.cpus))
 
     def build_all(out: Path) -> None:
+        from trainables.reference import save_logps
+
         pairs = [data / f"{name}.parquet" for name in SPLITS]
         sent = ship(cluster, [*_files(model), *_files(data / "tokenizer"), *pairs])
 
@@ -210,14 +218,18 @@ def _build_logps(
         def score(shard: int) -> dict[str, np.ndarray]:
             import torch
 
-            from trainables.devices import device_and_dtype
+            from trainables.devices import device_and_dtype, weights_dtype
             from trainables.models import load_model, load_tokenizer
             from trainables.reference import logps_of_pairs, read_pairs
 
             device, autocast = device_and_dtype(spec.precision)
             if device.type == "cpu":
                 torch.set_num_threads(1)
-            policy = load_model(sent.here(model), trust_remote_code=spec.trust_remote_code)
+            policy = load_model(
+                sent.here(model),
+                dtype=weights_dtype(spec.lora is not None, autocast),
+                trust_remote_code=spec.trust_remote_code,
+            )
             tokenizer = load_tokenizer(sent.here(data / "tokenizer"))
             scored = {}
             for path in pairs:
@@ -240,10 +252,10 @@ def _build_logps(
                 both[:, shard::shards] = part[name]
             if not np.isfinite(both).all():
                 raise UserError(
-                    f"the reference {spec.model!r} gives pairs of {name} a log-prob that is not a number: "
-                    "the model is damaged, or precision: fp32 is called for"
+                    f"the reference {spec.model!r} gives pairs of {name} a log-prob that is not a "
+                    "number: the model is damaged, or precision: fp32 is called for"
                 )
-            np.savez(out / f"{name}.npz", chosen=both[0], rejected=both[1])
+            save_logps(out / f"{name}.npz", *both)
 
     return build_all
 
@@ -273,6 +285,7 @@ def _build_answers(
                 seed=spec.search.seed,
                 batch_size=EVALUATION_BATCH,
                 precision=spec.precision,
+                trust_remote_code=spec.trust_remote_code,
             )
 
         build_on_worker(cluster, gpus, build, out)

@@ -1,4 +1,7 @@
-"""What the terminal shows of a running search: a table that updates, or plain lines where it is no terminal."""
+"""What the terminal shows of a running search:
+
+a table that updates, or plain lines where it is no terminal.
+"""
 
 import time
 from collections import Counter

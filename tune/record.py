@@ -1,4 +1,7 @@
-"""The run folder as the driver writes it: every measure and decision, before anything acts on it."""
+"""The run folder as the driver writes it:
+
+every measure and decision, before anything acts on it.
+"""
 
 import json
 import os
@@ -52,7 +55,10 @@ def now() -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a JSON-lines file; a last line cut short by a crash does not count."""
+    """Return the complete lines of a JSON-lines file;
+
+    a last line cut short by a crash does not count.
+    """
     if not path.exists():
         return []
     whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
@@ -80,7 +86,8 @@ def create(spec: Spec, label: str, exact: bool, command: str) -> "Record":
     Args:
         spec: the resolved search.
         label: name of the folder.
-        exact: the label is the user's own; else the time is added, and a number where that is not enough.
+        exact: the label is the user's own; else the time is added, and a number where that is not
+            enough.
         command: what the user typed.
 
     Raises:
@@ -103,12 +110,13 @@ def create(spec: Spec, label: str, exact: bool, command: str) -> "Record":
                 break
         else:
             raise UserError(
-                f"there is a run called {label!r} in {storage} already: choose another --name, or go on with "
-                f"`preftune resume {label}`"
+                f"there is a run called {label!r} in {storage} already: choose another --name, or "
+                f"go on with `preftune resume {label}`"
             )
     except OSError as error:
         raise UserError(
-            f"cannot write to the storage {str(storage)!r} ({error.strerror}): set storage to a folder you own"
+            f"cannot write to the storage {str(storage)!r} ({error.strerror}): set storage to a "
+            "folder you own"
         ) from error
     record = Record(folder)
     (folder / "trials").mkdir()
@@ -171,7 +179,10 @@ class Record:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds of the block to a stage, however it ends: a resumed one counts all its parts."""
+        """Add the seconds of the block to a stage, however it ends:
+
+        a resumed one counts all its parts.
+        """
         started = time.monotonic()
         try:
             yield
@@ -187,7 +198,10 @@ class Record:
         return folder
 
     def measured(self, number: int, report: Report, broken: Iterable[str]) -> None:
-        """Write what a trial measured at a rung. A rung measured again after a crash replaces itself."""
+        """Write what a trial measured at a rung.
+
+        A rung measured again after a crash replaces itself.
+        """
         assert report.rung is not None and report.deltas is not None
         folder = self.trial_folder(number)
         broken = list(broken)

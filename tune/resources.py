@@ -12,7 +12,8 @@ from trainables.errors import UserError
 from trainables.prepared import Prepared
 from tune.cluster import Cluster, Shipment
 
-# Left free on a shared device: CUDA contexts of the other trials, and what the allocator cannot fill.
+# Left free on a shared device: CUDA contexts of the other trials, and what the allocator cannot
+# fill.
 HEADROOM = 0.1
 MOST_ON_ONE_GPU = 8
 
@@ -38,7 +39,7 @@ class Share:
 
 
 def fraction(peak: int, total: int) -> float:
-    """Return the share of a GPU for a trial that peaks at `peak` of its `total` bytes: 1 / n for n alike.
+    """Return the share of a GPU for trials that peak at `peak` of its `total` bytes: 1 / n for n.
 
     Raises:
         UserError: one trial does not fit.
@@ -46,8 +47,9 @@ def fraction(peak: int, total: int) -> float:
     room = total * (1 - HEADROOM)
     if peak > room:
         raise UserError(
-            f"one trial needs {peak / 2**30:.1f} GiB of GPU memory and the device has {total / 2**30:.1f}: lower "
-            "per_device_train_batch_size or max_length, turn gradient_checkpointing on, or use LoRA"
+            f"one trial needs {peak / 2**30:.1f} GiB of GPU memory and the device has "
+            f"{total / 2**30:.1f}: lower per_device_train_batch_size or max_length, turn "
+            "gradient_checkpointing on, or use LoRA"
         )
     return 1 / min(MOST_ON_ONE_GPU, math.floor(room / peak))
 
@@ -67,8 +69,8 @@ def share(spec: Spec, cluster: Cluster, prepared: Prepared, sent: Shipment) -> S
         gpu = probe(spec, prepared, sent) if cluster.gpus else 0.0
     elif asked > 0 and not cluster.gpus:
         raise UserError(
-            f"resources.gpu: {asked:g}, and Ray sees no GPU: set it to auto or 0, or give the --address of a "
-            "cluster that has one"
+            f"resources.gpu: {asked:g}, and Ray sees no GPU: set it to auto or 0, or give the "
+            "--address of a cluster that has one"
         )
     else:
         gpu = float(asked)
@@ -80,7 +82,10 @@ def share(spec: Spec, cluster: Cluster, prepared: Prepared, sent: Shipment) -> S
 
 
 def widest(spec: Spec) -> dict[str, Any]:
-    """Return the configuration of the space that needs the most memory: every number at its largest."""
+    """Return the configuration of the space that needs the most memory:
+
+    every number at its largest.
+    """
     params: dict[str, Any] = {}
     for name, domain in spec.space.items():
         values = domain.values
@@ -90,7 +95,9 @@ def widest(spec: Spec) -> dict[str, Any]:
 
 
 def probe(spec: Spec, prepared: Prepared, sent: Shipment) -> float:
-    """Train a few steps of the widest configuration on one GPU and return the share that its peak asks for."""
+    """Train a few steps of the widest configuration on one GPU and return the share that its peak
+    asks for.
+    """
 
     @ray.remote(num_cpus=1, num_gpus=1, max_retries=0)
     def measure(params: Mapping[str, Any]) -> tuple[int, int] | UserError:

@@ -1,4 +1,7 @@
-"""Reopen a run folder: after a crash, a Ctrl-C, a stop, or for more trials; ask a running one to stop."""
+"""Reopen a run folder:
+
+after a crash, a Ctrl-C, a stop, or for more trials; ask a running one to stop.
+"""
 
 import os
 import socket
@@ -30,8 +33,8 @@ def reopened(
     run = open_run(name, storage)
     if run.active:
         raise UserError(
-            f"run {run.name} is going on (process {run.info.get('pid')} on {run.info.get('host')}): end it with "
-            f"`preftune stop {run.name}` first"
+            f"run {run.name} is going on (process {run.info.get('pid')} on "
+            f"{run.info.get('host')}): end it with `preftune stop {run.name}` first"
         )
     path = run.folder / "spec.yaml"
     if not path.exists():

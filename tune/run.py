@@ -43,8 +43,8 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
         raise
     except OSError as error:
         sentence = (
-            f"the run folder {str(record.folder)!r} cannot be written ({error.strerror or error}): make room or mend "
-            f"the storage, then `preftune resume {record.folder.name}`"
+            f"the run folder {str(record.folder)!r} cannot be written ({error.strerror or error}): "
+            f"make room or mend the storage, then `preftune resume {record.folder.name}`"
         )
         try:
             record.update(state="failed", error=sentence, ended=now())

@@ -1,8 +1,9 @@
 """ASHA over pairs seen: which trials go on at a rung.
 
-The rule is Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSys 2020), in the form that
-stops trials where the paper pauses them. Its whole state is the list of values recorded at each rung, which
-`decisions.jsonl` holds: a search that is resumed decides as if it had never stopped.
+The rule is Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSys 2020), in the
+form that stops trials where the paper pauses them. Its whole state is the list of values recorded
+at each rung, which `decisions.jsonl` holds: a search that is resumed decides as if it had never
+stopped.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,10 +23,10 @@ REDUCTION_FACTOR = 3  # the paper's eta; the default rungs are budget / 9, / 3 a
 
 
 def goes_on(value: float, others: Sequence[float], direction: str) -> bool:
-    """Say whether a value is in the top 1 / `REDUCTION_FACTOR` of all values at its rung, itself included.
+    """Say whether a value is in the top 1 / `REDUCTION_FACTOR` at its rung, itself included.
 
-    At least one value is: the first trial of a rung always goes on, and so does every new best. A tie with the
-    last one kept goes on.
+    At least one value is: the first trial of a rung always goes on, and so does every new best. A
+        tie with the last one kept goes on.
     """
     sign = -1.0 if direction == "maximize" else 1.0
     ranked = sorted(sign * other for other in (*others, value))
@@ -33,7 +34,7 @@ def goes_on(value: float, others: Sequence[float], direction: str) -> bool:
     return sign * value <= ranked[keep - 1]
 
 
-class RungScheduler(DriverOnly, FIFOScheduler):  # type: ignore[misc]  # Ray has no type information
+class RungScheduler(DriverOnly, FIFOScheduler):
     """Records each report of a trial, decides at rungs, and tells the study how a trial ended."""
 
     def __init__(
@@ -75,8 +76,8 @@ class RungScheduler(DriverOnly, FIFOScheduler):  # type: ignore[misc]  # Ray has
     def reported(self, number: int, report: Report) -> bool:
         """Record a report; return whether the trial goes on.
 
-        Everything measured is on the disk before the decision, and the decision before it takes effect. A rung
-        that is reported again, after a crash, gets the decision it had.
+        Everything measured is on the disk before the decision, and the decision before it takes
+        effect. A rung that is reported again, after a crash, gets the decision it had.
         """
         self.record.log(number, report.log)
         if report.failed:

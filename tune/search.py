@@ -41,8 +41,8 @@ class Shared:
 def run_trial(config: dict[str, Any], shared: Shared) -> None:
     """Run one trial on a Ray worker: `trainables.dpo.train`, its reports handed to Ray Tune.
 
-    An error of the trial's own is a report, not an exception: Ray would start it again, and only a process
-    that died deserves that.
+    An error of the trial's own is a report, not an exception: Ray would start it again, and only a
+    process that died deserves that.
     """
     from trainables.dpo import failure, train
     from tune.worker import ready
@@ -82,7 +82,7 @@ def run_trial(config: dict[str, Any], shared: Shared) -> None:
         report(failure(error))
 
 
-class _Observer(DriverOnly, Callback):  # type: ignore[misc]  # Ray has no type information
+class _Observer(DriverOnly, Callback):
     """Keeps Ray's own records small and the terminal up to date."""
 
     def __init__(self, progress: Progress) -> None:
@@ -91,7 +91,8 @@ class _Observer(DriverOnly, Callback):  # type: ignore[misc]  # Ray has no type 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        # Recorded by the scheduler; TensorBoard and Ray's snapshots have no use for arrays and texts.
+        # Recorded by the scheduler; TensorBoard and Ray's snapshots have no use for arrays and
+        # texts.
         result.pop("report", None)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

@@ -1,8 +1,9 @@
 """Optuna under Ray, with honest bookkeeping.
 
-Ray's own `OptunaSearch` tells a stopped trial as COMPLETE with the value of an early rung, and leaves a trial whose
-objective is NaN RUNNING for good; both mislead the sampler. Here a stopped trial is PRUNED and keeps its
-intermediate values, an infeasible one is PRUNED with the constraints it broke, and a broken one FAILs.
+Ray's own `OptunaSearch` tells a stopped trial as COMPLETE with the value of an early rung, and
+leaves a trial whose objective is NaN RUNNING for good; both mislead the sampler. Here a stopped
+trial is PRUNED and keeps its intermediate values, an infeasible one is PRUNED with the constraints
+it broke, and a broken one FAILs.
 """
 
 import math
@@ -28,7 +29,10 @@ NOT_FINITE = "finite"  # the constraint that a NaN or infinite objective breaks
 
 
 def excess(bound: Bound, value: float | None) -> float:
-    """Return by how much a measure breaks a bound; zero or less is feasible. An unknown or NaN measure breaks it."""
+    """Return by how much a measure breaks a bound;
+
+    zero or less is feasible. An unknown or NaN measure breaks it.
+    """
     if value is None or math.isnan(value):
         return math.inf
     over = -math.inf if bound.max is None else value - bound.max
@@ -46,11 +50,15 @@ class Study:
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.spec = spec
         path = str(folder / "study.journal")
-        # An open-file lock: the default one leaves a dangling symbolic link behind when a driver is killed.
+        # An open-file lock: the default one leaves a dangling symbolic link behind when a driver is
+        # killed.
         storage = JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study = optuna.create_study(
-            storage=storage, study_name=STUDY, direction=spec.objective.direction, load_if_exists=True
+            storage=storage,
+            study_name=STUDY,
+            direction=spec.objective.direction,
+            load_if_exists=True,
         )
         self.distributions = distributions(spec.space)
         if not self.study.get_trials(deepcopy=False):
@@ -74,8 +82,8 @@ class Study:
             return RandomSampler(seed=seed)
         startup = max(4, min(10, (self.spec.search.trials or 10) // 3))
         with warnings.catch_warnings():
-            # Both options are marked experimental upstream; each is what its documentation advises for
-            # correlated parameters and for workers in parallel.
+            # Both options are marked experimental upstream; each is what its documentation advises
+            # for correlated parameters and for workers in parallel.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return TPESampler(
                 seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup
@@ -118,7 +126,10 @@ class Study:
             live.set_user_attr(name, value)
 
     def measured(self, number: int, pairs: int, measures: Mapping[str, float | None]) -> list[str]:
-        """Record a rung: the objective, and which constraints it breaks, in words. None broken: an empty list."""
+        """Record a rung:
+
+        the objective, and which constraints it breaks, in words. None broken: an empty list.
+        """
         live = self._live(number)
         value = measures.get(self.spec.objective.metric)
         broken = []
@@ -171,7 +182,7 @@ class Study:
         return sorted(complete, key=lambda trial: trial.value or 0.0, reverse=reverse)[:count]
 
 
-class StudySearcher(DriverOnly, Searcher):  # type: ignore[misc]  # Ray has no type information
+class StudySearcher(DriverOnly, Searcher):
     """Gives Ray Tune the study's configurations; unfinished trials of an earlier driver first."""
 
     def __init__(
@@ -186,7 +197,10 @@ class StudySearcher(DriverOnly, Searcher):  # type: ignore[misc]  # Ray has no t
         self.numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Return the configuration of a new Ray trial: its number, its params, the checkpoint to go on from."""
+        """Return the configuration of a new Ray trial:
+
+        its number, its params, the checkpoint to go on from.
+        """
         checkpoint = None
         if self.waiting:
             number = self.waiting.pop(0)
@@ -203,7 +217,10 @@ class StudySearcher(DriverOnly, Searcher):  # type: ignore[misc]  # Ray has no t
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the study of a trial whose process died for good; the scheduler has told it of all others."""
+        """Tell the study of a trial whose process died for good;
+
+        the scheduler has told it of all others.
+        """
         number = self.numbers[trial_id]
         if error:
             cause = "its process died more often than it may; see its log"

@@ -1,4 +1,7 @@
-"""Stage 3: finalists on fresh seeds and the untouched test split; a winner only where the evidence carries it."""
+"""Stage 3:
+
+finalists on fresh seeds and the untouched test split; a winner only where the evidence carries it.
+"""
 
 import json
 import math
@@ -32,9 +35,10 @@ class Measured:
 
     Attributes:
         measures: as at a rung.
-        gains: what each unit of the split says for the model against the reference, `(units,)`: win - 1/2 of each
-            prompt, or ln 2 - loss of each pair where there is no judge.
-        scores: judge score minus the reference's on the same prompt, `(prompts,)`; empty without a judge.
+        gains: what each unit of the split says for the model against the reference, `(units,)`: win
+            - 1/2 of each prompt, or ln 2 - loss of each pair where there is no judge.
+        scores: judge score minus the reference's on the same prompt, `(prompts,)`; empty without a
+            judge.
     """
 
     measures: dict[str, float | None]
@@ -43,7 +47,9 @@ class Measured:
 
 
 def verification_spec(spec: Spec) -> Spec:
-    """Return the search's spec with one rung, the full budget, and as many prompts as verification asks for."""
+    """Return the search's spec with one rung, the full budget, and as many prompts as verification
+    asks for.
+    """
     search = spec.search.model_copy(update={"scheduler": "none", "rungs": None})
     evaluation = spec.evaluation.model_copy(update={"prompts": spec.verify.prompts})
     return spec.model_copy(update={"search": search, "evaluation": evaluation})
@@ -65,8 +71,9 @@ def verify(
 ) -> dict[str, Any]:
     """Measure the finalists, decide, and write `verdict.json`.
 
-    Each finalist's own checkpoint and its re-runs on fresh seeds are measured on the test split, as Ray tasks with
-    a trial's resources. A measurement that a resumed run finds on the disk is not made again.
+    Each finalist's own checkpoint and its re-runs on fresh seeds are measured on the test split, as
+    Ray tasks with a trial's resources. A measurement that a resumed run finds on the disk is not
+    made again.
     """
     finalists = study.finalists(spec.verify.finalists)
     jobs: list[tuple[int, int | None]] = [(trial.number, None) for trial in finalists]
@@ -164,8 +171,8 @@ def _load(folder: Path, job: tuple[int, int | None]) -> Measured | None:
 def resampled(gains: np.ndarray, seed: int) -> np.ndarray:
     """Return bootstrap means of `gains`, `(RESAMPLES,)`: units drawn with replacement.
 
-    The draw depends on the seed and the number of units alone, so that two models are compared on the same
-    resampled prompts (the paired bootstrap; Efron and Tibshirani 1993, chapter 8).
+    The draw depends on the seed and the number of units alone, so that two models are compared on
+    the same resampled prompts (the paired bootstrap; Efron and Tibshirani 1993, chapter 8).
     """
     generator = np.random.default_rng(seed)
     # One resample at a time: all of them at once would be gigabytes on a split of many pairs.
@@ -188,8 +195,8 @@ def configuration_draws(runs: Sequence[np.ndarray], seed: int) -> np.ndarray:
         runs: gains of the own checkpoint and of each re-run, `(units,)` each, on the same units.
         seed: of the resampling.
 
-    Prompts are resampled for all runs together. The seeds are few, so their share of the error is drawn from
-    Student's t with runs - 1 degrees of freedom and the spread of the runs' means.
+    Prompts are resampled for all runs together. The seeds are few, so their share of the error is
+    drawn from Student's t with runs - 1 degrees of freedom and the spread of the runs' means.
     """
     gains = np.stack(runs)
     draws = resampled(gains.mean(axis=0), seed)
@@ -206,10 +213,11 @@ def decide(
     done: Mapping[tuple[int, int | None], Measured],
     reference: Mapping[int, dict[str, Any]],
 ) -> dict[str, Any]:
-    """Return the verdict: which finalist beats the reference, beyond the chances of prompts, seeds and choice.
+    """Return the verdict: which finalists beat the reference, beyond chance.
 
-    A finalist does if two intervals lie above zero, each at 1 - 0.05 / finalists: its own checkpoint's, since that
-    is what is handed over, and its configuration's over all seeds, since luck with one seed is no merit.
+    A finalist does if two intervals lie above zero, each at 1 - 0.05 / finalists: its own
+    checkpoint's, since that is what is handed over, and its configuration's over all seeds, since
+    luck with one seed is no merit.
     """
     level = 1 - (1 - CONFIDENCE) / max(1, len(params))
     seed = spec.search.seed
@@ -240,7 +248,8 @@ def decide(
         (entry for entry in finalists if entry["beats_reference"]),
         key=lambda entry: -entry["configuration_difference"],
     )
-    # Two good finalists are told apart by the difference of their draws: same prompts, seed noise of both.
+    # Two good finalists are told apart by the difference of their draws: same prompts, seed noise
+    # of both.
     tied = [
         other["number"]
         for other in better[1:]
@@ -268,7 +277,10 @@ def _sentence(
     spec: Spec, first: Mapping[str, Any] | None, tied: Sequence[int], finalists: int
 ) -> str:
     if finalists == 0:
-        return "No configuration beats the reference: no trial reached the last rung within its constraints."
+        return (
+            "No configuration beats the reference: no trial reached the last rung within its "
+            "constraints."
+        )
     if first is None:
         return "No configuration beats the reference on the test split."
     low, high = first["interval"]

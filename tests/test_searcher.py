@@ -1,0 +1,121 @@
+"""The journal: what is asked for, and that a new process asks for the same."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from search_spaces.spec import Bound, Spec, validate
+from tune.searcher import Study, StudySearcher, excess
+
+
+def spec_of(**search: Any) -> Spec:
+    return validate(
+        {
+            "model": "quickstart",
+            "dataset": {"path": "quickstart"},
+            "judge": "quickstart",
+            "space": {
+                "beta": {"choice": [0.1, 0.3]},
+                "loss_type": {"choice": [["sigmoid"], ["sigmoid", "sft"]]},
+            },
+            "budget": {"pairs": 900},
+            "search": {"trials": 8, **search},
+        }
+    )
+
+
+def finish(study: Study, number: int, value: float) -> None:
+    study.measured(number, 900, {"win_rate": value, "kl": 1.0})
+    study.tell(number, "budget", None)
+
+
+def asked(folder: Path, spec: Spec, restart_at: int | None) -> list[dict[str, Any]]:
+    study = Study(spec, folder)
+    params = []
+    for i in range(spec.trials):
+        if i == restart_at:
+            study = Study(spec, folder)
+        number, values = study.ask()
+        params.append(values)
+        finish(study, number, values["beta"] + 0.01 * i)
+    return params
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_resumed_study_asks_for_what_it_would_have_asked_for(tmp_path: Path, sampler: str) -> None:
+    spec = spec_of(sampler=sampler)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert asked(tmp_path / "a", spec, None) == asked(tmp_path / "b", spec, 5)
+
+
+def test_grid_is_each_point_once_with_the_first_ones_first(tmp_path: Path) -> None:
+    first = {"beta": 0.3, "loss_type": ["sigmoid", "sft"]}
+    spec = spec_of(sampler="grid", try_first=[first])
+    assert spec.trials == 4
+    params = asked(tmp_path, spec, None)
+    assert params[0] == first
+    assert len({str(values) for values in params}) == 4
+
+
+def test_lists_come_back_as_lists(tmp_path: Path) -> None:
+    _, params = Study(spec_of(), tmp_path).ask()
+    assert params["loss_type"] in (["sigmoid"], ["sigmoid", "sft"])
+
+
+def test_journal_opens_while_the_search_runs(tmp_path: Path) -> None:
+    """What optuna-dashboard does: another storage on the same file."""
+    study = Study(spec_of(), tmp_path)
+    number, _ = study.ask()
+    study.measured(number, 100, {"win_rate": 0.7, "kl": 1.0})
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
+    other = optuna.load_study(study_name="search", storage=optuna.storages.JournalStorage(backend))
+    assert other.trials[number].state == TrialState.RUNNING
+    assert other.trials[number].intermediate_values == {100: 0.7}
+
+
+def test_unfinished_trials_come_first_with_their_checkpoint(tmp_path: Path) -> None:
+    study = Study(spec_of(), tmp_path)
+    done, params = study.ask()
+    finish(study, done, 0.5)
+    left, values = study.ask()
+    study.note(left, checkpoint="/somewhere/checkpoint_000001")
+    searcher = StudySearcher(Study(spec_of(), tmp_path), 3, lambda: None, lambda: False)
+    assert searcher.suggest("a") == {
+        "number": left,
+        "params": values,
+        "resume_from": "/somewhere/checkpoint_000001",
+    }
+    assert searcher.suggest("b")["number"] == 2
+    assert searcher.suggest("c") == Searcher.FINISHED
+
+
+def test_process_that_died_for_good_fails_its_trial(tmp_path: Path) -> None:
+    study = Study(spec_of(), tmp_path)
+    searcher = StudySearcher(study, 3, lambda: None, lambda: False)
+    number = searcher.suggest("a")["number"]
+    searcher.on_trial_complete("a", error=True)
+    assert study.trial(number).state == TrialState.FAIL
+    assert "died" in study.trial(number).user_attrs["cause"]
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "expected"),
+    [
+        (Bound(max=20), 25.0, 5.0),
+        (Bound(max=20), 15.0, -5.0),
+        (Bound(min=0.1), 0.3, pytest.approx(-0.2)),
+        (Bound(min=0.1), 0.0, pytest.approx(0.1)),
+        (Bound(min=0, max=1), 3.0, 2.0),
+        (Bound(max=20), None, float("inf")),
+        (Bound(max=20), float("nan"), float("inf")),
+    ],
+)
+def test_excess_is_positive_when_a_bound_is_broken(
+    bound: Bound, value: float | None, expected: float
+) -> None:
+    assert excess(bound, value) == expected

@@ -1,0 +1,140 @@
+"""The verdict, on finalists whose truth is known."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from search_spaces.spec import Spec, validate
+from tune.verify import (
+    Measured,
+    bounds,
+    configuration_draws,
+    decide,
+    fresh_seeds,
+    resampled,
+    verification_spec,
+)
+
+PROMPTS = 400
+
+
+@pytest.fixture
+def spec() -> Spec:
+    return validate(
+        {
+            "model": "quickstart",
+            "dataset": {"path": "quickstart"},
+            "judge": "quickstart",
+            "space": {"beta": {"choice": [0.1, 0.3]}},
+            "budget": {"pairs": 900},
+            "verify": {"finalists": 3, "seeds": 2, "prompts": PROMPTS},
+        }
+    )
+
+
+REFERENCE = {row: {"row": row, "score": 0.0, "ended": True} for row in range(PROMPTS)}
+
+
+def measured(share_won: float, shift: int = 0) -> Measured:
+    """A model that wins the given share of the prompts and loses the rest."""
+    wins = np.roll(np.arange(PROMPTS) < share_won * PROMPTS, shift)
+    gains = np.where(wins, 0.5, -0.5)
+    return Measured({"win_rate": float(wins.mean()), "judge_score": 0.8}, gains, gains * 2)
+
+
+def verdict(spec: Spec, shares: dict[int, tuple[float, float, float]]) -> dict[str, Any]:
+    """Decide on finalists given as (own checkpoint, first fresh seed, second fresh seed)."""
+    done = {}
+    for number, values in shares.items():
+        for seed, share in zip((None, *fresh_seeds(spec)), values, strict=True):
+            done[number, seed] = measured(share, shift=37 * number)
+    return decide(spec, {number: {"beta": 0.1} for number in shares}, done, REFERENCE)
+
+
+def test_clear_winner(spec: Spec) -> None:
+    found = verdict(spec, {3: (0.8, 0.81, 0.79), 5: (0.6, 0.61, 0.6)})
+    assert (found["outcome"], found["winner"], found["passing"]) == ("winner", 3, True)
+    entry = found["finalists"][0]
+    assert entry["difference"] == pytest.approx(0.3)
+    low, high = entry["interval"]
+    # Two finalists: 97.5 % of a share of 0.8 over 400 prompts is 2.24 standard errors of 0.02.
+    assert (low, high) == (pytest.approx(0.3 - 0.045, abs=0.01), pytest.approx(0.345, abs=0.01))
+    assert "Trial 3 beats the reference" in found["sentence"]
+
+
+def test_two_that_cannot_be_told_apart_are_a_tie(spec: Spec) -> None:
+    found = verdict(spec, {3: (0.8, 0.8, 0.79), 5: (0.79, 0.8, 0.8)})
+    assert (found["outcome"], found["passing"]) == ("tie", True)
+    assert found["winner"] in (3, 5) and len(found["tied"]) == 1
+    assert "cannot tell" in found["sentence"]
+
+
+def test_no_better_than_the_reference(spec: Spec) -> None:
+    found = verdict(spec, {3: (0.51, 0.5, 0.52), 5: (0.3, 0.3, 0.3)})
+    assert (found["outcome"], found["winner"], found["passing"]) == ("none", None, False)
+    assert found["sentence"].startswith("No configuration beats the reference")
+
+
+def test_luck_with_one_seed_is_no_merit(spec: Spec) -> None:
+    """The own checkpoint wins clearly, but training again does not: the seeds disagree."""
+    found = verdict(spec, {3: (0.7, 0.45, 0.4)})
+    entry = found["finalists"][0]
+    assert entry["interval"][0] > 0
+    assert not found["passing"]
+
+
+def test_no_finalist(spec: Spec) -> None:
+    found = decide(spec, {}, {}, REFERENCE)
+    assert (found["outcome"], found["finalists"]) == ("none", [])
+    assert "no trial reached the last rung" in found["sentence"]
+
+
+def test_finalist_whose_rerun_broke_down_does_not_pass(spec: Spec) -> None:
+    nothing = np.array([math.nan])
+    done: dict[tuple[int, int | None], Measured] = {(3, None): measured(0.9)}
+    for seed in fresh_seeds(spec):
+        done[3, seed] = Measured({}, nothing, nothing)
+    found = decide(spec, {3: {"beta": 0.1}}, done, REFERENCE)
+    assert found["outcome"] == "none"
+
+
+def test_more_finalists_ask_for_more_evidence(spec: Spec) -> None:
+    """An own advantage of 5 points over 400 prompts is 2 standard errors: enough for one, not for three."""
+    one = verdict(spec, {3: (0.555, 0.555, 0.555)})
+    three = verdict(spec, {n: (0.555, 0.555, 0.555) for n in (3, 4, 5)})
+    assert one["passing"] and not three["passing"]
+
+
+def test_bootstrap_agrees_with_the_normal_interval() -> None:
+    gains = np.random.default_rng(0).normal(0.1, 1.0, 1000)
+    low, high = bounds(resampled(gains, 1), 0.95)
+    error = 1.96 * gains.std() / math.sqrt(1000)
+    assert (low, high) == pytest.approx((gains.mean() - error, gains.mean() + error), abs=0.01)
+
+
+def test_spread_of_seeds_widens_the_interval() -> None:
+    steady = [measured(0.7).gains] * 3
+    shaky = [measured(share).gains for share in (0.6, 0.7, 0.8)]
+    narrow = bounds(configuration_draws(steady, 1), 0.95)
+    wide = bounds(configuration_draws(shaky, 1), 0.95)
+    assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
+
+
+def test_pair_loss_is_better_when_it_is_smaller(spec: Spec) -> None:
+    objective = spec.objective.model_copy(update={"metric": "pair_loss"})
+    spec = spec.model_copy(update={"objective": objective, "judge": None})
+    gains = np.full(PROMPTS, 0.3) + np.linspace(-0.1, 0.1, PROMPTS)
+    done = {
+        (1, seed): Measured({"pair_loss": math.log(2) - 0.3}, gains, np.zeros(0))
+        for seed in (None, *fresh_seeds(spec))
+    }
+    found = decide(spec, {1: {"beta": 0.1}}, done, REFERENCE)
+    assert found["passing"] and found["finalists"][0]["difference"] == pytest.approx(0.3)
+
+
+def test_verification_measures_once_at_the_full_budget_with_its_own_prompts(spec: Spec) -> None:
+    once = verification_spec(spec)
+    assert once.rungs_pairs == [900]
+    assert once.evaluation.prompts == PROMPTS
