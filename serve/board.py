@@ -4,6 +4,7 @@ from typing import Any
 
 import streamlit as st
 
+from results.errors import UserError
 from results.run import ACTIVE, Run, leaderboard, list_runs, open_run
 from results.words import compact, ending, flags, judged, number, verdict_sentence
 from serve.choice import Choice, literal
@@ -23,8 +24,12 @@ def page(choice: Choice) -> None:
 
     @st.fragment(run_every=every)
     def live() -> None:
-        run = open_run(folder)
-        _run(run)
+        try:
+            run = open_run(folder)
+            _run(run)
+        except UserError as error:
+            st.error(literal(error))
+            return
         if every and run.state not in ACTIVE:
             st.rerun()  # the run has ended: render once more, without the clock
 

@@ -146,10 +146,11 @@ def hub() -> Iterator[Hub]:
     thread.join()
 
 
-@pytest.fixture
-def plain_lfs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Upload as a small server can take it; the client's own switch, read at import."""
+@pytest.fixture(autouse=True)
+def client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two switches of the client, read at import: plain LFS, and online where the tests are not."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +175,7 @@ PUBLISHED = [
 ]
 
 
-def test_push_makes_one_commit_of_the_allowed_files(
-    hub: Hub, plain_lfs: None, storage: Path
-) -> None:
+def test_push_makes_one_commit_of_the_allowed_files(hub: Hub, storage: Path) -> None:
     run = open_run("won", storage)
     result = push(run, "me/winner", private=True, token=TOKEN, endpoint=hub.address)
     repo = hub.repos["me/winner"]
@@ -192,7 +191,7 @@ def test_push_makes_one_commit_of_the_allowed_files(
         assert str(storage).encode() not in content, f"{name} tells a local path"
 
 
-def test_second_push_reuses_the_repository(hub: Hub, plain_lfs: None, storage: Path) -> None:
+def test_second_push_reuses_the_repository(hub: Hub, storage: Path) -> None:
     run = open_run("won", storage)
     for _ in range(2):
         push(run, "winner", token=TOKEN, endpoint=hub.address)

@@ -162,3 +162,21 @@ def test_run_without_a_winner_chats_with_the_reference_alone(
     assert not app.exception and app.chat_message[0].children[0].value == "Hello"
     captions = [caption.value for caption in app.caption]
     assert "Reference" in captions and not any("Tuned" in caption for caption in captions)
+
+
+def test_board_of_a_damaged_run_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path, "damaged", state="searching")
+    arguments = ("--storage", str(tmp_path), "--run", str(folder))
+    monkeypatch.setattr("sys.argv", [str(APP), *arguments])
+    script = (
+        "from serve import board, choice\n"
+        f"board.page(choice.pick({str(tmp_path)!r}, {str(folder)!r}, None))"
+    )
+    app = AppTest.from_string(script, default_timeout=60).run()
+    assert not app.exception
+    assert [metric.value for metric in app.metric] == ["searching", "4 of 6", "0.810", "0.500"]
+    (folder / "verdict.json").write_text("{")
+    app.run()
+    assert not app.exception and "cannot be read" in app.error[0].value.replace("\\", "")
