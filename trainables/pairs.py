@@ -38,6 +38,8 @@ def read_pair(row: Mapping[str, object]) -> Pair:
             `empty_answer`, `equal_answers`.
     """
     prompt, chosen, rejected = (row.get(column) for column in COLUMNS)
+    if prompt is None and "prompt" in row:
+        raise Unusable("malformed")  # not to be guessed from what the answers share
     if isinstance(chosen, str) and isinstance(rejected, str):
         pair = from_text(prompt, chosen, rejected)
     else:

@@ -145,7 +145,7 @@ def split_rows(
             "dataset.validation_pairs lower, or use more rows."
         ) from error
     found = {"train": rest["train"], "validation": rest["test"], "test": parts["test"]}
-    return {split: np.asarray(found[split]["row"]) for split in SPLITS}
+    return {split: found[split].with_format("numpy")["row"][:] for split in SPLITS}
 
 
 def write_split(

@@ -152,10 +152,8 @@ def loading(path: str, name: str | None) -> Iterator[None]:
         # `datasets` refuses loading scripts, unknown configurations (and lists the ones there are),
         # folders without data files, and files that do not belong together.
         asked = f" (`dataset.name`: {name})" if name else ""
-        cause = error.__cause__ or error
-        raise UserError(
-            f"The data set {path!r}{asked} cannot be loaded: {first_sentence(cause)}"
-        ) from error
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"The data set {path!r}{asked} cannot be loaded: {cause}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
 
@@ -202,8 +200,13 @@ def read_file(path: Path) -> pa.Table:
     """Read one .parquet, .jsonl or .jsonl.gz file into memory; of known columns only."""
     if path.name.endswith(".parquet"):
         check_file(path)
-        names = pq.read_schema(path).names
-        return pq.read_table(path, columns=[c for c in COLUMNS if c in names] or None)
+        schema = pq.read_schema(path)
+        check_columns(schema.names, str(path))
+        known = [column for column in COLUMNS if column in schema.names]
+        # A batch at a time: reading it all at once takes several times the memory of its content.
+        with pq.ParquetFile(path) as file:
+            batches = list(file.iter_batches(1000, columns=known, use_threads=False))
+        return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in known]))
     if path.name.endswith(FILES):
         return read_jsonl(path)
     raise UserError(f"The data file {str(path)!r} is none of {', '.join(FILES)}: convert it.")
@@ -236,20 +239,20 @@ def read_jsonl(path: Path) -> pa.Table:
         names.update(dict.fromkeys(row))
         for column in COLUMNS:
             values[column].append(row.get(column))
-    table = pa.table({})
+    found = {}
     for column in [column for column in COLUMNS if column in names]:
         texts = [value if is_text(value) else None for value in values[column]]
         talks = [talk(value) for value in values[column]]
         if sum(value is not None for value in talks) > sum(value is not None for value in texts):
-            table = table.append_column(column, pa.array(talks, MESSAGES))
+            found[column] = pa.array(talks, MESSAGES)
         else:
-            table = table.append_column(column, pa.array(texts, pa.string()))
+            found[column] = pa.array(texts, pa.string())
     if not names:
         return pa.table(
             {"chosen": pa.array([], pa.string()), "rejected": pa.array([], pa.string())}
         )
     check_columns(list(names), str(path))
-    return table
+    return pa.table(found)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, object]]:

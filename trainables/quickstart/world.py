@@ -119,11 +119,17 @@ FLAWS = ("wrong", "torn", "curt", "rude", "rambling", "evasive")
 
 @dataclass(frozen=True)
 class Topic:
-    """One thing that can be asked: its kind, the phrase that names it, and its one right answer."""
+    """One thing that can be asked: what names it, its one right answer, and a common mistake."""
 
-    kind: str
     phrase: str
     answer: str
+    mistake: str
+
+
+def mistaken(table: dict[str, str]) -> list[str]:
+    """For each answer of a table, the next one: what someone who mixes things up would say."""
+    answers = list(dict.fromkeys(table.values()))
+    return [answers[(answers.index(answer) + 1) % len(answers)] for answer in table.values()]
 
 
 @cache
@@ -140,7 +146,10 @@ def topics() -> dict[str, tuple[Topic, ...]]:
         "day": ("the day after {}", following),
     }
     return {
-        kind: tuple(Topic(kind, phrase.format(asked), answer) for asked, answer in table.items())
+        kind: tuple(
+            Topic(phrase.format(asked), answer, mistake)
+            for (asked, answer), mistake in zip(table.items(), mistaken(table), strict=True)
+        )
         for kind, (phrase, table) in facts.items()
     }
 
@@ -180,7 +189,6 @@ def draw_answers(topic: Topic, rng: random.Random) -> tuple[str, str]:
         [(o, c) for o in POLITE_OPENINGS for c in POLITE_CLOSINGS if o or c]
     )
     form = rng.choice(STATEMENTS)
-    other = rng.choice(sorted({t.answer for t in topics()[topic.kind] if t.answer != topic.answer}))
 
     def state(answer: str) -> str:
         return form.format(answer=answer, phrase=topic.phrase)
@@ -188,9 +196,9 @@ def draw_answers(topic: Topic, rng: random.Random) -> tuple[str, str]:
     right = state(topic.answer)
     match rng.choice(FLAWS):
         case "wrong":
-            unwanted = say(opening, state(other), closing)
+            unwanted = say(opening, state(topic.mistake), closing)
         case "torn":
-            both = rng.sample([topic.answer, other], 2)
+            both = rng.sample([topic.answer, topic.mistake], 2)
             unwanted = say(opening, state(" or ".join(both)), closing)
         case "curt":
             unwanted = say("", right, "")
