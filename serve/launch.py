@@ -1,5 +1,7 @@
-"""The command line that starts the page."""
+"""The command line that starts the page; `python -m serve.launch` becomes that process."""
 
+import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -25,3 +27,20 @@ def command(
     arguments += ["--run", run] if run else []
     arguments += ["--model", model] if model else []
     return arguments
+
+
+def main() -> None:
+    """Replace this process by the page's."""
+    parser = argparse.ArgumentParser(prog="python -m serve.launch")
+    parser.add_argument("--run", help="a run's folder")
+    parser.add_argument("--model", help="a model's folder or Hub id, instead of a run's winner")
+    parser.add_argument("--storage", default="runs", help="where run folders live")
+    parser.add_argument("--host", default="127.0.0.1", help="an address of this machine")
+    parser.add_argument("--port", type=int, default=8501)
+    asked = parser.parse_args()
+    line = command(asked.run, asked.model, asked.storage, asked.port, asked.host)
+    os.execv(line[0], line)
+
+
+if __name__ == "__main__":
+    main()

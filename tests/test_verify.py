@@ -101,7 +101,7 @@ def test_finalist_whose_rerun_broke_down_does_not_pass(spec: Spec) -> None:
 
 
 def test_more_finalists_ask_for_more_evidence(spec: Spec) -> None:
-    """An own advantage of 5 points over 400 prompts is 2 standard errors: enough for one, not for three."""
+    """5.5 points over 400 prompts are 2.2 standard errors: enough for one finalist, not three."""
     one = verdict(spec, {3: (0.555, 0.555, 0.555)})
     three = verdict(spec, {n: (0.555, 0.555, 0.555) for n in (3, 4, 5)})
     assert one["passing"] and not three["passing"]

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-console = Console()
+# Where the output is no terminal, rich assumes 80 columns: a leaderboard needs more.
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 errors = Console(stderr=True)
 
 app = typer.Typer(
@@ -134,12 +135,19 @@ def push(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from results.hub import push as publish
     from results.run import open_run
-    from results.tables import push_table
 
     result = publish(
         open_run(run, storage), repo, private=private, dry_run=dry_run, force=force, trial=trial
     )
-    console.print(push_table(result))
+    for file, size in result.files.items():
+        console.print(f"{size:>12,}  {file}", highlight=False, markup=False)
+    done = "would go" if result.dry_run else "published"
+    console.print(
+        f"trial {result.trial} {done} to {result.where}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

@@ -30,7 +30,7 @@ def open_page(name: str | None, storage: str, port: int, host: str, console: Con
     console.print(
         f"chat at http://{host}:{port} (end it with Ctrl-C)", highlight=False, markup=False
     )
-    page = subprocess.Popen([sys.executable, "-m", "serve", *arguments, "--port", str(port)])
+    page = subprocess.Popen([sys.executable, "-m", "serve.launch", *arguments, "--port", str(port)])
     try:
         code = page.wait()
     except KeyboardInterrupt:

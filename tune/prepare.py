@@ -49,13 +49,43 @@ class Preparation:
         return [*self.search.files(), *(path for path in held_out if path)]
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a spec names, looked up: it exists, and this is what tells it from another.
+
+    Attributes:
+        base: the model's folder.
+        commit: of the model, where it comes from the Hub.
+        source: the data set, as `source_of` identifies it.
+        judge: checksum or commit of the judge, or None.
+    """
+
+    base: Path
+    commit: str | None
+    source: dict[str, str | None]
+    judge: object
+
+
+def look_up(spec: Spec) -> Inputs:
+    """Find model, data and judge before anything is started.
+
+    Raises:
+        UserError: one of them is not there, or the Hub does not give it.
+    """
+    base, commit = snapshot(spec.model, spec.revision, trust_remote_code=spec.trust_remote_code)
+    d = spec.dataset
+    source = source_of(d.path, d.name, d.split, d.revision)
+    return Inputs(base, commit, source, _judge_content(spec.judge))
+
+
 def prepare(
-    spec: Spec, record: Record, cluster: Cluster, say: Callable[[str], None]
+    spec: Spec, inputs: Inputs, record: Record, cluster: Cluster, say: Callable[[str], None]
 ) -> Preparation:
     """Prepare a search, or find it prepared.
 
     Args:
         spec: the resolved search.
+        inputs: what `look_up` found.
         record: its run folder, which gets the data report and the keys.
         cluster: where to compute.
         say: is told each step as it begins, in a few words.
@@ -65,17 +95,14 @@ def prepare(
     """
     prepared = Path(spec.storage).absolute() / "prepared"
     gpus = 1.0 if cluster.gpus and spec.resources.gpu != 0 else 0.0
-    say("looking up the model and the data")
-    base, commit = snapshot(spec.model, spec.revision, trust_remote_code=spec.trust_remote_code)
-    tokens = _contents(base, TOKENIZER_FILES)
+    base, d = inputs.base, spec.dataset
 
     say("preparing the pairs")
-    d = spec.dataset
     max_length = spec.fixed_training().get("max_length", 1024)
     data_inputs = {
-        "source": source_of(d.path, d.name, d.split, d.revision),
+        "source": inputs.source,
         "split": {"test": d.test_fraction, "validation": d.validation_pairs, "seed": d.seed},
-        "tokenizer": tokens,
+        "tokenizer": _contents(base, TOKENIZER_FILES),
         "max_length": max_length,
     }
 
@@ -85,15 +112,15 @@ def prepare(
             from trainables.preferences import prepare_pairs
             from trainables.sources import load_rows
 
-            rows = load_rows(d.path, d.name, d.split, d.revision)
             prepare_pairs(
-                rows,
+                load_rows(d.path, d.name, d.split, d.revision),
                 load_tokenizer(base, trust_remote_code=spec.trust_remote_code),
                 max_length=max_length,
                 test_fraction=d.test_fraction,
                 validation_pairs=d.validation_pairs,
                 seed=d.seed,
                 out=folder,
+                source=inputs.source,
             )
 
         build_on_worker(cluster, 0.0, build, out)
@@ -124,7 +151,7 @@ def prepare(
     say("sampling the reference's answers")
     answer_inputs = identity | {
         "data": data.name,
-        "judge": _judge_content(spec.judge),
+        "judge": inputs.judge,
         "evaluation": spec.evaluation.model_dump(),
         "verify_prompts": spec.verify.prompts,
         "seed": spec.search.seed,
@@ -134,7 +161,7 @@ def prepare(
     )
     record.update(
         reference={"validation": reference_measures(read_lines(answers / "validation.jsonl"))},
-        model={"path": spec.model, "revision": commit, "folder": str(model)},
+        model={"path": spec.model, "revision": inputs.commit, "folder": str(model)},
         prepared={
             "data": data.name,
             "sft": sft.name if sft else None,

@@ -16,7 +16,7 @@ from search_spaces.spec import Spec
 from trainables.errors import UserError
 from tune.cluster import Cluster, connected, ship
 from tune.hand_over import hand_over
-from tune.prepare import prepare
+from tune.prepare import Inputs, look_up, prepare
 from tune.progress import Progress
 from tune.record import Record, now
 from tune.resources import share
@@ -33,8 +33,10 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run folder can be resumed.
     """
     try:
-        with _terminable(), connected(address) as cluster:
-            _stages(spec, record, cluster, console)
+        with _terminable():
+            inputs = look_up(spec)
+            with connected(address) as cluster:
+                _stages(spec, inputs, record, cluster, console)
     except KeyboardInterrupt:
         record.update(state="interrupted", ended=now())
         raise
@@ -53,7 +55,7 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
         raise UserError(sentence) from error
 
 
-def _stages(spec: Spec, record: Record, cluster: Cluster, console: Console) -> None:
+def _stages(spec: Spec, inputs: Inputs, record: Record, cluster: Cluster, console: Console) -> None:
     def say(text: str) -> None:
         console.print(f"[dim]{escape(text)}[/dim]", highlight=False, soft_wrap=True)
 
@@ -61,7 +63,7 @@ def _stages(spec: Spec, record: Record, cluster: Cluster, console: Console) -> N
     record.update(state="preparing", error=None, ended=None, dashboard=cluster.dashboard)
     record.update(hardware={"nodes": cluster.nodes, "cpus": cluster.cpus, "gpus": cluster.gpus})
     with record.timed("prepare"):
-        prepared = prepare(spec, record, cluster, say)
+        prepared = prepare(spec, inputs, record, cluster, say)
     study = Study(spec, record.folder)
     sent = ship(cluster, prepared.files())
     record.update(state="searching")

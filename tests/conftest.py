@@ -1,0 +1,91 @@
+"""What several test files share: one thread, no internet, and the quickstart prepared once."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from search_spaces.spec import Spec, validate
+from trainables.prepared import Prepared, Split
+from trainables.quickstart.judge import judge
+from trainables.quickstart.world import BASE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Models this small lose more to threads that wait for each other than they win."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_spec() -> Spec:
+    """A search of the quickstart world, small enough for a test."""
+    return validate(
+        {
+            "model": "quickstart",
+            "dataset": {"path": "quickstart", "validation_pairs": 64},
+            "judge": "quickstart",
+            "space": {
+                "learning_rate": {"loguniform": [1e-5, 1e-2]},
+                "per_device_train_batch_size": {"choice": [4, 8]},
+            },
+            "training": {"max_length": 128},
+            "evaluation": {"prompts": 16, "max_new_tokens": 24},
+            "budget": {"pairs": 144},
+            "objective": {"metric": "win_rate", "constraints": {"kl": {"max": 1000}}},
+            "search": {"trials": 4},
+            "verify": {"finalists": 1, "seeds": 1, "prompts": 32},
+            "resources": {"gpu": 0},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, small_spec: Spec) -> Prepared:
+    """The quickstart's pairs with the reference's log-probs and answers, made without Ray."""
+    from trainables.models import load_model, load_tokenizer
+    from trainables.preferences import prepare_pairs
+    from trainables.reference import logps_of_pairs, read_pairs, reference_answers, save_logps
+    from trainables.sources import load_rows
+
+    root: Path = tmp_path_factory.mktemp("prepared")
+    tokenizer = load_tokenizer(BASE)
+    prepare_pairs(
+        load_rows("quickstart"),
+        tokenizer,
+        max_length=128,
+        test_fraction=0.2,
+        validation_pairs=64,
+        seed=42,
+        out=root,
+    )
+    model = load_model(BASE)
+    for name in ("train", "validation", "test"):
+        pairs = read_pairs(root / f"{name}.parquet")
+        logps = logps_of_pairs(model, pairs, batch_size=64, pad_token_id=tokenizer.pad_token_id)
+        save_logps(root / f"{name}.npz", *logps)
+    reference_answers(
+        BASE,
+        root,
+        root,
+        judge,
+        validation_prompts=16,
+        test_prompts=32,
+        max_new_tokens=24,
+        seed=42,
+        batch_size=64,
+        precision="fp32",
+    )
+    return Prepared(
+        model=BASE,
+        tokenizer=root / "tokenizer",
+        train=Split(root / "train.parquet", root / "train.npz", None),
+        held_out=Split(
+            root / "validation.parquet", root / "validation.npz", root / "validation.jsonl"
+        ),
+    )
