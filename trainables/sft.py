@@ -116,7 +116,7 @@ def run_sft(
         # Outside the handler: the exception holds the frames that hold the tensors.
         micro_batch = max(divisor for divisor in range(1, micro_batch) if batch_size % divisor == 0)
         gc.collect()
-        torch.accelerator.empty_cache()
+        torch.cuda.empty_cache()  # does nothing on a CPU
 
 
 def _train(
