@@ -28,7 +28,7 @@ NO_LOSS = -100  # the label that cross-entropy passes over
 NOISE = 0.01  # a validation loss that rises by less than this share has not risen
 
 
-class _Log(TrainerCallback):  # type: ignore[misc]
+class _Log(TrainerCallback):
     """Appends each reported loss to a file of JSON lines, and ends a pass that diverges."""
 
     def __init__(self, path: Path) -> None:
@@ -67,6 +67,7 @@ def run_sft(
     seed: int,
     precision: str = "auto",
     batch_size: int = 16,
+    trust_remote_code: bool = False,
 ) -> dict[str, float]:
     """Train on the chosen answers of a `data-<key>` folder, with loss on the answers only.
 
@@ -83,6 +84,7 @@ def run_sft(
         seed: of the order of the pairs, and of dropout.
         precision: `auto`, `fp32` or `bf16` (autocast; weights stay float32).
         batch_size: answers in one optimizer step.
+        trust_remote_code: run Python files of the model's repository.
 
     Returns:
         `steps`, `micro_batch`, `train_loss` (mean over the pass), `validation_loss_before` and
@@ -106,6 +108,7 @@ def run_sft(
                 learning_rate=learning_rate,
                 seed=seed,
                 precision=precision,
+                trust_remote_code=trust_remote_code,
             )
         except torch.OutOfMemoryError as error:
             if micro_batch == 1:
@@ -131,12 +134,13 @@ def _train(
     learning_rate: float,
     seed: int,
     precision: str,
+    trust_remote_code: bool,
 ) -> dict[str, float]:
     device, autocast = device_and_dtype(precision)
-    tokenizer = load_tokenizer(data / "tokenizer")
+    tokenizer = load_tokenizer(data / "tokenizer", trust_remote_code=trust_remote_code)
     train = answers_only(load_pairs(data / "train.parquet"))
     validation = answers_only(load_pairs(data / "validation.parquet"))
-    model = load_model(model_path, revision=revision)
+    model = load_model(model_path, revision=revision, trust_remote_code=trust_remote_code)
     longest = max(len(row) for rows in (train, validation) for row in rows["input_ids"])
     check_fits(model, tokenizer, longest, model_path)
     log = out / "log.jsonl"
