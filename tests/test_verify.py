@@ -14,6 +14,7 @@ from tune.verify import (
     decide,
     fresh_seeds,
     resampled,
+    seed_variance,
     verification_spec,
 )
 
@@ -117,8 +118,12 @@ def test_bootstrap_agrees_with_the_normal_interval() -> None:
 def test_spread_of_seeds_widens_the_interval() -> None:
     steady = [measured(0.7).gains] * 3
     shaky = [measured(share).gains for share in (0.6, 0.7, 0.8)]
-    narrow = bounds(configuration_draws(steady, 1), 0.95)
-    wide = bounds(configuration_draws(shaky, 1), 0.95)
+    assert seed_variance([steady]) == (pytest.approx(0), 2)
+    # Means 0.1, 0.2 and 0.3: a variance of 0.01; pooled with the steady three, half of that.
+    assert seed_variance([shaky]) == (pytest.approx(0.01), 2)
+    assert seed_variance([shaky, steady]) == (pytest.approx(0.005), 4)
+    narrow = bounds(configuration_draws(steady, 0.0, 2, (1, 0)), 0.95)
+    wide = bounds(configuration_draws(shaky, 0.01, 2, (1, 0)), 0.95)
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
 
 

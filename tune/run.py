@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from ray.exceptions import RayError
 from rich.console import Console
 from rich.markup import escape
 
@@ -43,6 +44,13 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
     except UserError as error:
         record.update(state="failed", error=str(error), ended=now())
         raise
+    except RayError as error:
+        sentence = (
+            f"a process of Ray failed ({str(error).strip().splitlines()[-1]}): the logs of its "
+            f"workers are under /tmp/ray; go on with `preftune resume {record.folder.name}`"
+        )
+        record.update(state="failed", error=sentence, ended=now())
+        raise UserError(sentence) from error
     except OSError as error:
         sentence = (
             f"the run folder {str(record.folder)!r} cannot be written ({error.strerror or error}): "

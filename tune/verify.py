@@ -5,7 +5,7 @@ finalists on fresh seeds and the untouched test split; a winner only where the e
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -188,23 +188,38 @@ def bounds(draws: np.ndarray, confidence: float) -> list[float]:
     return [float(low), float(high)]
 
 
-def configuration_draws(runs: Sequence[np.ndarray], seed: int) -> np.ndarray:
+def seed_variance(configurations: Iterable[Sequence[np.ndarray]]) -> tuple[float, int]:
+    """Return the variance of a run's mean gain over seeds, and its degrees of freedom.
+
+    Args:
+        configurations: for each, the gains of its runs, `(units,)` each.
+
+    Pooled over configurations, as in an analysis of variance: two or three runs of one alone say
+    next to nothing about their spread.
+    """
+    means = [[run.mean() for run in runs] for runs in configurations]
+    freedom = sum(len(m) - 1 for m in means)
+    squares = sum(float(((m - np.mean(m)) ** 2).sum()) for m in means)
+    return (squares / freedom if freedom else 0.0), freedom
+
+
+def configuration_draws(
+    runs: Sequence[np.ndarray], variance: float, freedom: int, seed: Sequence[int]
+) -> np.ndarray:
     """Return draws of the mean gain that a configuration has over seeds, `(RESAMPLES,)`.
 
     Args:
         runs: gains of the own checkpoint and of each re-run, `(units,)` each, on the same units.
-        seed: of the resampling.
+        variance, freedom: of a run's mean over seeds, from `seed_variance`.
+        seed: of the prompts' resampling, then what tells this configuration's noise from others'.
 
-    Prompts are resampled for all runs together. The seeds are few, so their share of the error is
-    drawn from Student's t with runs - 1 degrees of freedom and the spread of the runs' means.
+    Prompts are resampled for all runs together; the seeds' share of the error is Student's t.
     """
-    gains = np.stack(runs)
-    draws = resampled(gains.mean(axis=0), seed)
-    if len(runs) == 1:
+    draws = resampled(np.stack(runs).mean(axis=0), seed[0])
+    if not freedom:
         return draws
-    error = gains.mean(axis=1).std(ddof=1) / math.sqrt(len(runs))
-    noise = np.random.default_rng([seed, 1]).standard_t(len(runs) - 1, RESAMPLES)
-    return np.asarray(draws + error * noise)
+    noise = np.random.default_rng(list(seed)).standard_t(freedom, RESAMPLES)
+    return np.asarray(draws + math.sqrt(variance / len(runs)) * noise)
 
 
 def decide(
@@ -221,17 +236,21 @@ def decide(
     """
     level = 1 - (1 - CONFIDENCE) / max(1, len(params))
     seed = spec.search.seed
+    gains = {
+        number: [done[number, s].gains for s in (None, *fresh_seeds(spec))] for number in params
+    }
+    finite = {n: runs for n, runs in gains.items() if all(np.isfinite(r).all() for r in runs)}
+    variance, freedom = seed_variance(finite.values())
     finalists, draws = [], {}
     for number, values in params.items():
         own = done[number, None]
-        runs = [done[number, s] for s in (None, *fresh_seeds(spec))]
-        finite = all(np.isfinite(run.gains).all() for run in runs)
         entry: dict[str, Any] = {"number": number, "params": values, "beats_reference": False}
-        if finite:
-            draws[number] = configuration_draws([run.gains for run in runs], seed)
+        if number in finite:
+            runs = finite[number]
+            draws[number] = configuration_draws(runs, variance, freedom, (seed, number))
             entry["difference"] = float(own.gains.mean())
             entry["interval"] = bounds(resampled(own.gains, seed), level)
-            entry["configuration_difference"] = float(np.mean([run.gains.mean() for run in runs]))
+            entry["configuration_difference"] = float(np.mean(runs))
             entry["configuration_interval"] = bounds(draws[number], level)
             entry["beats_reference"] = (
                 entry["interval"][0] > 0 and entry["configuration_interval"][0] > 0

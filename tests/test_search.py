@@ -1,0 +1,227 @@
+"""Whole searches through real Ray, small enough for a test."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from results.run import Run, open_run
+
+ROOT = Path(__file__).parent.parent
+
+TINY = """
+model: quickstart
+dataset: {path: quickstart, validation_pairs: 64}
+judge: quickstart
+space:
+  learning_rate: {loguniform: [1.0e-5, 1.0e-3]}
+  beta: {loguniform: [0.1, 1.0]}
+  per_device_train_batch_size: {choice: [4, 8]}
+training: {max_length: 128}
+evaluation: {prompts: 32, max_new_tokens: 24}
+objective: {metric: win_rate, constraints: {kl: {max: 1000}}}
+budget: {pairs: 288}
+search: {trials: 5, concurrent: 1, seed: 7}
+verify: {finalists: 2, seeds: 2, prompts: 128}
+resources: {gpu: 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the spec; its runs share what was prepared."""
+    folder = tmp_path_factory.mktemp("searches")
+    (folder / "tiny.yaml").write_text(TINY)
+    return folder
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "140"}
+
+
+def preftune(place: Path, *arguments: str, code: int = 0) -> str:
+    """Run the command; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tune", *arguments],
+        cwd=place,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tune", *arguments],
+        cwd=place,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, f"ended too early:\n{process.communicate()[0]}"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def story(run: Run) -> dict[str, Any]:
+    """Everything about a search but times and places."""
+    trials = [(t.number, t.state, t.params, t.value) for t in run.trials()]
+    decisions = [{k: v for k, v in decision.items() if k != "time"} for decision in run.decisions()]
+    verdict = run.verdict()
+    return {"trials": trials, "decisions": decisions, "verdict": verdict}
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> tuple[Run, str]:
+    """A search that nothing disturbed, and what it printed."""
+    printed = preftune(place, "run", "tiny.yaml", "--name", "whole")
+    return open_run(place / "runs" / "whole"), printed
+
+
+@pytest.mark.timeout(300)
+def test_run_ends_with_leaderboard_verdict_and_the_next_lines(whole: tuple[Run, str]) -> None:
+    run, printed = whole
+    assert run.state == "done" and run.missing() == []
+    assert "5 of 5 trials" in printed and "reference" in printed and "Verdict" in printed
+    assert "preftune chat whole" in printed and "ray get-auth-token" in printed
+    assert len(printed.splitlines()) < 80  # no wall of worker logs
+
+
+def test_run_folder_holds_what_the_docs_list(whole: tuple[Run, str]) -> None:
+    run, _ = whole
+    for name in ("spec.yaml", "run.json", "data_report.json", "study.journal", "decisions.jsonl"):
+        assert (run.folder / name).is_file(), name
+    assert list((run.folder / "tune").rglob("events.out.tfevents*"))  # TensorBoard
+    for trial in run.trials():
+        folder = run.folder / "trials" / str(trial.number)
+        measured = {path.name for path in folder.iterdir()}
+        assert {"measures.jsonl", "deltas.npz", "samples.jsonl", "log.txt"} <= measured
+    report = run.data_report()
+    assert report is not None
+    assert run.info["reference"]["validation"]["win_rate"] == 0.5
+    # Weights of the finalist alone: every other trial's checkpoint is gone.
+    assert len(list((run.folder / "tune").rglob("model.safetensors"))) <= 1
+    assert not list(run.folder.rglob("optimizer.pt"))
+
+
+def test_winner_is_a_plain_folder_that_transformers_loads(whole: tuple[Run, str]) -> None:
+    run, _ = whole
+    verdict = run.verdict()
+    assert verdict is not None and verdict["passing"], verdict
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    best = run.folder / "best"
+    tokenizer = AutoTokenizer.from_pretrained(best)
+    model = AutoModelForCausalLM.from_pretrained(best)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+    )["input_ids"]
+    assert model.generate(ids, max_new_tokens=5, do_sample=False).shape[1] > ids.shape[1]
+    kinds = {path.suffix for path in best.iterdir()}
+    assert kinds <= {".json", ".safetensors", ".jinja", ".md", ".yaml"}
+
+
+@pytest.mark.timeout(300)
+def test_interrupted_killed_and_resumed_search_is_the_undisturbed_one(
+    place: Path, whole: tuple[Run, str]
+) -> None:
+    """Ctrl-C, then a dead worker, then SIGKILL of the driver: same trials, decisions and winner."""
+    folder = place / "runs" / "torn"
+    decisions = folder / "decisions.jsonl"
+    process = start(place, "run", "tiny.yaml", "--name", "torn")
+    wait_for(lambda: len(lines(decisions)) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, printed
+    assert "preftune resume torn" in printed and "Traceback" not in printed
+    assert open_run(folder).state == "interrupted"
+
+    process = start(place, "resume", "torn")
+    wait_for(lambda: len(lines(decisions)) >= 3, process)
+    worker = next(
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "ImplicitFunc" in " ".join(child.cmdline())
+    )
+    worker.kill()
+    known = len(lines(decisions))
+    wait_for(lambda: len(lines(decisions)) > known, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    for child in family:  # a rebooted head leaves no Ray daemon behind either
+        if child.is_running():
+            child.kill()
+    crashed = open_run(folder)
+    assert crashed.state == "crashed" and crashed.missing()
+    assert "crashed" in preftune(place, "list")
+
+    preftune(place, "resume", "torn")
+    torn = open_run(folder)
+    assert torn.state == "done"
+    assert story(torn) == story(whole[0])
+    assert "is done" in preftune(place, "resume", "torn")
+
+
+@pytest.mark.timeout(300)
+def test_wild_search_ends_in_no_configuration_and_push_refuses(place: Path) -> None:
+    """Learning rates a thousand times too high, no limit on kl, no early stopping."""
+    printed = preftune(
+        place,
+        "run",
+        "tiny.yaml",
+        "--name",
+        "wild",
+        *("--set", "space.learning_rate={choice: [0.05, 0.1]}"),
+        *("--set", "search.trials=2"),
+        *("--set", "search.scheduler=none"),
+        *("--set", "objective.constraints.kl=null"),
+    )
+    assert "No configuration beats the reference" in printed
+    run = open_run(place / "runs" / "wild")
+    verdict = run.verdict()
+    assert verdict is not None and verdict["outcome"] == "none" and not verdict["passing"]
+    assert not (run.folder / "best").exists()
+    assert "--force" in preftune(place, "push", "wild", "./published", code=1)
+    assert not (place / "published").exists()
+
+
+def test_winner_is_pushed_to_a_folder_once(place: Path, whole: tuple[Run, str]) -> None:
+    printed = preftune(place, "push", "whole", "./winner")
+    assert "model.safetensors" in printed
+    names = {path.name for path in (place / "winner").iterdir()}
+    assert {"model.safetensors", "config.json", "README.md", "chat_template.jinja"} <= names
+
+
+def test_show_and_list(place: Path, whole: tuple[Run, str]) -> None:
+    assert "whole" in preftune(place, "list")
+    shown = preftune(place, "show", "whole")
+    assert "Verdict" in shown and "learning" in shown
+    one = preftune(place, "show", "whole", "--trial", "0")
+    assert "trial 0" in one.lower()
+    assert "77" in preftune(place, "show", "whole", "--trial", "77", code=1)
