@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from trainables.chat_template import ChatTemplate, Texts, Unrenderable, settle
 from trainables.errors import UserError
 from trainables.pairs import Pair, Unusable, read_pair
-from trainables.sources import load_rows, source_of
+from trainables.sources import in_memory, load_rows, source_of
 from trainables.store import write_json
 
 __all__ = ["REASONS", "SPLITS", "load_pairs", "load_rows", "prepare_pairs", "source_of"]
@@ -118,7 +118,7 @@ def load_pairs(path: Path) -> Dataset:
         UserError: if the file is missing or damaged.
     """
     try:
-        return Dataset(pq.read_table(path, memory_map=False))
+        return in_memory(pq.read_table(path, memory_map=False))
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"The prepared pairs {str(path)!r} cannot be read: remove the folder "

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from datasets.fingerprint import generate_random_fingerprint
 
 from trainables.errors import UserError
 from trainables.hub import (
@@ -68,7 +69,7 @@ def load_rows(
     elif where.is_dir():
         found = from_folder(where, name)
     elif where.is_file():
-        found = DatasetDict(train=Dataset(read_file(where)))
+        found = DatasetDict(train=in_memory(read_file(where)))
     else:
         raise UserError(no_such_path("dataset", path))
     rows = pick(found, split, path)
@@ -177,6 +178,15 @@ def pick(found: DatasetDict, split: str, path: str) -> Dataset:
         found[part.splitname].select(range(part.from_, max(part.from_, part.to))) for part in parts
     ]
     return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
+
+
+def in_memory(table: pa.Table) -> Dataset:
+    """Make a data set of a table without reading it.
+
+    The fingerprint names cached results, of which there are none here; left to itself, `datasets`
+    would pickle all of the table to compute it.
+    """
+    return Dataset(table, fingerprint=generate_random_fingerprint())
 
 
 def check_columns(found: list[str], path: str) -> None:
