@@ -22,12 +22,11 @@ model: quickstart
 dataset: {path: quickstart, validation_pairs: 64}
 judge: quickstart
 space:
-  learning_rate: {loguniform: [1.0e-5, 1.0e-3]}
-  beta: {loguniform: [0.1, 1.0]}
+  learning_rate: {loguniform: [1.0e-4, 4.0e-4]}
+  beta: {loguniform: [0.3, 1.0]}
   per_device_train_batch_size: {choice: [4, 8]}
-training: {max_length: 128}
+training: {max_length: 128, loss_type: [sigmoid, sft]}
 evaluation: {prompts: 32, max_new_tokens: 24}
-objective: {metric: win_rate, constraints: {kl: {max: 1000}}}
 budget: {pairs: 288}
 search: {trials: 5, concurrent: 1, seed: 7}
 verify: {finalists: 2, seeds: 2, prompts: 128}

@@ -157,7 +157,7 @@ def _train(
             per_device_train_batch_size=micro_batch,
             per_device_eval_batch_size=micro_batch,
             gradient_accumulation_steps=accumulation,
-            activation_checkpointing=False,  # costs a third; a smaller micro-batch costs less
+            gradient_checkpointing=False,  # costs a third; a smaller micro-batch costs less
             max_length=None,  # already cut
             dataset_kwargs={"skip_prepare_dataset": True},
             seed=seed,

@@ -75,6 +75,8 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
         }
         options |= {"address": address, "runtime_env": working_dir | {"env_vars": ENVIRONMENT}}
     try:
+        if address is not None:
+            _reach(address)
         context = ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"no Ray cluster answers at {address!r}" if address else "Ray does not start here"
@@ -94,6 +96,16 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
         )
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise ConnectionError if nothing listens at host:port; Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConnectionError(error.strerror or str(error)) from error
 
 
 @dataclass(frozen=True)

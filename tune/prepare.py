@@ -15,6 +15,7 @@ import ray
 
 import trainables.quickstart.judge
 from search_spaces.spec import Spec
+from trainables.chat_template import OURS
 from trainables.errors import UserError
 from trainables.hub import snapshot
 from trainables.prepared import Prepared, Split
@@ -103,18 +104,25 @@ def prepare(
         "source": inputs.source,
         "split": {"test": d.test_fraction, "validation": d.validation_pairs, "seed": d.seed},
         "tokenizer": _contents(base, TOKENIZER_FILES),
+        "template": checksum(OURS),
         "max_length": max_length,
     }
+    # The commit that the key was made from, not the branch: it may move in between.
+    commit = inputs.source["revision"]
 
     def build_data(out: Path) -> None:
         def build(folder: Path) -> None:
-            from trainables.models import load_tokenizer
+            from trainables.models import check_fits, load_model, load_tokenizer
             from trainables.preferences import prepare_pairs
             from trainables.sources import load_rows
 
+            remote = spec.trust_remote_code
+            model = load_model(base, trust_remote_code=remote)
+            tokenizer = load_tokenizer(base, trust_remote_code=remote)
+            check_fits(model, tokenizer, max_length, spec.model)
             prepare_pairs(
-                load_rows(d.path, d.name, d.split, d.revision),
-                load_tokenizer(base, trust_remote_code=spec.trust_remote_code),
+                load_rows(d.path, d.name, d.split, commit),
+                tokenizer,
                 max_length=max_length,
                 test_fraction=d.test_fraction,
                 validation_pairs=d.validation_pairs,
@@ -205,13 +213,13 @@ def _build_sft(
     sft = spec.sft
 
     def build_all(out: Path) -> None:
-        files = [*_files(base), *_files(data / "tokenizer"), data / "train.parquet"]
+        files = [*_files(base), *_files(data / "tokenizer")]
+        files += [data / "train.parquet", data / "validation.parquet"]
         sent = ship(cluster, files)
 
         def build(folder: Path) -> None:
             from trainables.sft import run_sft
 
-            sent.here(data / "train.parquet")
             run_sft(
                 sent.here(base),
                 None,
@@ -221,6 +229,7 @@ def _build_sft(
                 learning_rate=sft.learning_rate,
                 seed=spec.search.seed,
                 precision=spec.precision,
+                trust_remote_code=spec.trust_remote_code,
             )
 
         # A CPU run takes the whole machine: nothing else runs before the reference exists.
