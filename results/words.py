@@ -75,9 +75,8 @@ def judged(verdict: Mapping[str, Any], trial: int | None = None) -> str | None:
         return None
     difference = interval(chosen.get("judge_score_difference"), chosen.get("judge_score_interval"))
     return (
-        f"On {verdict.get('test_prompts', '?')} prompts of the untouched test split the mean judge "
-        f"score is {number(score)} for trial {chosen.get('number')} and {number(before)} for the "
-        f"reference: {difference}."
+        f"On its {verdict.get('test_prompts', '?')} prompts the mean judge score is "
+        f"{number(score)} for trial {chosen.get('number')} and {number(before)} for the reference: {difference}."
     )
 
 

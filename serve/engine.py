@@ -131,6 +131,7 @@ def load(path_or_repo: str, tokenizer: str | Path | None = None) -> Engine:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
     folder = Path(path_or_repo).expanduser()
     local = str(folder) if folder.is_dir() else path_or_repo
@@ -142,6 +143,7 @@ def load(path_or_repo: str, tokenizer: str | Path | None = None) -> Engine:
             "save the model with `save_pretrained` first."
         )
     cuda = torch.cuda.is_available()
+    disable_progress_bar()  # the page's terminal is no place for one
     try:
         words = AutoTokenizer.from_pretrained(str(tokenizer or local))
         if not words.chat_template:

@@ -303,14 +303,16 @@ def _sentence(
     if first is None:
         return "No configuration beats the reference on the test split."
     low, high = first["interval"]
-    what = "win rate" if spec.objective.metric == "win_rate" else "pair loss"
+    metric = spec.objective.metric
+    # Better is more of a win rate and less of a pair loss: the sign says which way the figure moved.
+    sign = 1 if spec.objective.direction == "maximize" else -1
+    value = first["test"][metric]
+    ends = sorted((sign * low, sign * high))
     text = (
-        f"Trial {first['number']} beats the reference on the test split: {what} better by "
-        f"{first['difference']:.3f} [{low:.3f}, {high:.3f}]"
+        f"Trial {first['number']} beats the reference on the untouched test split: {metric} "
+        f"{value:.2f} against {value - sign * first['difference']:.2f} "
+        f"({sign * first['difference']:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}])"
     )
-    if "judge_score_difference" in first:
-        score = first["test"]["judge_score"]
-        text += f", judge score {score:.2f} against {score - first['judge_score_difference']:.2f}"
     if tied:
         others = " and ".join(str(number) for number in tied)
         text += f"; the split cannot tell it from trial {others}"
