@@ -76,7 +76,8 @@ def judged(verdict: Mapping[str, Any], trial: int | None = None) -> str | None:
     difference = interval(chosen.get("judge_score_difference"), chosen.get("judge_score_interval"))
     return (
         f"On its {verdict.get('test_prompts', '?')} prompts the mean judge score is "
-        f"{number(score)} for trial {chosen.get('number')} and {number(before)} for the reference: {difference}."
+        f"{number(score)} for trial {chosen.get('number')} and {number(before)} for the "
+        f"reference: {difference}."
     )
 
 

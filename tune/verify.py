@@ -304,7 +304,7 @@ def _sentence(
         return "No configuration beats the reference on the test split."
     low, high = first["interval"]
     metric = spec.objective.metric
-    # Better is more of a win rate and less of a pair loss: the sign says which way the figure moved.
+    # Better is more of a win rate and less of a pair loss: the sign says which way it moved.
     sign = 1 if spec.objective.direction == "maximize" else -1
     value = first["test"][metric]
     ends = sorted((sign * low, sign * high))
