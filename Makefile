@@ -2,10 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # No usage reports to anybody, and no question of a hub: nothing below needs the internet after installation.
+# GPT-2's real tokenizer: a copy beside the checkout where there is one, else from the Hub.
+TOKENIZER := $(firstword $(wildcard ../shared/data/gpt2-tokenizer) openai-community/gpt2)
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test chat lint bench clean
+.PHONY: install demo test chat lint bench gpu-check clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -22,7 +24,11 @@ chat: install
 	$(BIN)/preftune chat
 
 test: install
-	$(BIN)/python -m pytest -m 'not gpu and not network'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu and not network'
+
+# What only a CUDA device can show: NaN in sampling, random state, bf16, memory.
+gpu-check: install
+	$(BIN)/python -m pytest -m gpu
 
 lint: install
 	$(BIN)/ruff check .
@@ -30,7 +36,7 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench.prepare_memory --tokenizer $(TOKENIZER)
 
 clean:
 	rm -rf .venv build dist *.egg-info
