@@ -1,7 +1,6 @@
 """Whole searches through real Ray, small enough for a test."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,10 +11,9 @@ from typing import Any
 
 import psutil
 import pytest
+from searching import environment, preftune
 
 from results.run import Run, open_run
-
-ROOT = Path(__file__).parent.parent
 
 TINY = """
 model: quickstart
@@ -40,26 +38,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("searches")
     (folder / "tiny.yaml").write_text(TINY)
     return folder
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "140"}
-
-
-def preftune(place: Path, *arguments: str, code: int = 0) -> str:
-    """Run the command; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tune", *arguments],
-        cwd=place,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
