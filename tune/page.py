@@ -1,7 +1,7 @@
-"""`preftune chat`: start the page as a process of its own and wait for it."""
+"""`preftune chat`: become the process that serves the page."""
 
+import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -30,15 +30,10 @@ def open_page(name: str | None, storage: str, port: int, host: str, console: Con
     console.print(
         f"chat at http://{host}:{port} (end it with Ctrl-C)", highlight=False, markup=False
     )
-    page = subprocess.Popen([sys.executable, "-m", "serve.launch", *arguments, "--port", str(port)])
-    try:
-        code = page.wait()
-    except KeyboardInterrupt:
-        page.terminate()
-        page.wait()
-        return
-    if code:
-        raise UserError(f"the page ended with exit code {code}: its messages are above")
+    sys.stdout.flush()
+    # Becomes the page instead of waiting for it: a signal to this process is a signal to the page.
+    line = [sys.executable, "-m", "serve.launch", *arguments, "--port", str(port)]
+    os.execv(sys.executable, line)
 
 
 def _free(host: str, port: int) -> int:
