@@ -1,9 +1,13 @@
 """What tests of whole searches share: the real command in a process of its own."""
 
+import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,3 +30,27 @@ def preftune(place: Path, *arguments: str, code: int = 0) -> str:
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start the command and leave it to run."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tune", *arguments],
+        cwd=place,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, f"ended too early:\n{process.communicate()[0]}"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

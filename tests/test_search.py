@@ -1,17 +1,12 @@
 """Whole searches through real Ray, small enough for a test."""
 
-import json
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from searching import environment, preftune
+from searching import lines, preftune, start, wait_for
 
 from results.run import Run, open_run
 
@@ -38,29 +33,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("searches")
     (folder / "tiny.yaml").write_text(TINY)
     return folder
-
-
-def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tune", *arguments],
-        cwd=place,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert process.poll() is None, f"ended too early:\n{process.communicate()[0]}"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def story(run: Run) -> dict[str, Any]:
