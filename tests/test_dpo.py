@@ -19,11 +19,6 @@ from trainables.quickstart.judge import judge
 from trainables.report import Report
 from trainables.store import damage
 
-pytestmark = pytest.mark.filterwarnings(
-    # PEFT and TRL call transformers by a name that 5.x announces to change.
-    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
-)
-
 PARAMS = {"learning_rate": 1e-4, "beta": 0.3, "per_device_train_batch_size": 8}
 MEASURES = {
     "win_rate", "win_rate_length_controlled", "judge_score", "kl", "pair_loss", "accuracy",
