@@ -8,13 +8,13 @@ import argparse
 import json
 import math
 import random
-import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -25,6 +25,9 @@ from trainables.quickstart.world import draw_answers, draw_prompt, draw_topic, r
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 VOCABULARY = 768
 POSITIONS = 256
+LEARNING_RATE = 2e-3
+WANTED_SHARE = 0.47
+ANSWERS_PER_STEP = 60
 
 # The prompt ends in "Assistant:" and the answer brings its own space: byte-level BPE keeps " Sure"
 # as one token, so a prompt ending in a space would leave the model a token it has never seen.
@@ -43,15 +46,15 @@ CHAT_TEMPLATE = """\
 Conversation = list[dict[str, str]]
 
 
-def converse(rng: random.Random, unseen: set[str], turns: int, wanted_share: float) -> Conversation:
-    """Draw a conversation of question and answer turns that avoids the prompts in `unseen`."""
+def converse(rng: random.Random, avoid: set[str], turns: int) -> Conversation:
+    """Draw a conversation of question and answer turns with none of the prompts in `avoid`."""
     messages: Conversation = []
     while len(messages) < 2 * turns:
         topic = draw_topic(rng)
         prompt = draw_prompt(topic, rng)
         wanted, unwanted = draw_answers(topic, rng)
-        answer = wanted if rng.random() < wanted_share else unwanted
-        if prompt not in unseen:
+        answer = wanted if rng.random() < WANTED_SHARE else unwanted
+        if prompt not in avoid:
             messages.append({"role": "user", "content": prompt})
             messages.append({"role": "assistant", "content": answer})
     return messages
@@ -89,9 +92,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
         n_layer=3,
         n_embd=128,
         n_head=4,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
+        initializer_range=0.08,  # about 1 / sqrt(128); the 0.02 of GPT-2 suits its width of 768
         pad_token_id=tokenizer.pad_token_id,
         **ids,
     )
@@ -144,32 +145,35 @@ def sampled_score(
     return sum(judge(prompts, answers)) / len(prompts)
 
 
-def build(
-    out: Path, steps: int, seed: int, wanted_share: float, learning_rate: float
-) -> dict[str, object]:
+def build(out: Path, steps: int, seed: int) -> dict[str, object]:
     """Train tokenizer and model, write them with `meta.json` to `out`, and return what it holds."""
-    started = time.time()
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; remove it or give another `--out`.")
+    console = Console(stderr=True)
+    started = time.monotonic()
     rng = random.Random(seed)
-    held_out = [row["prompt"][0]["content"] for row in rows()]
-    unseen = set(held_out)
-    turns = (m for _ in range(4000) for m in converse(rng, unseen, 1, wanted_share))
-    tokenizer = train_tokenizer(f"{m['role'].capitalize()}: {m['content']}\n" for m in turns)
+    prompts = [row["prompt"][0]["content"] for row in rows()]
+    avoid = set(prompts)
+    messages = (message for _ in range(4000) for message in converse(rng, avoid, turns=1))
+    tokenizer = train_tokenizer(f"{m['role'].capitalize()}: {m['content']}\n" for m in messages)
 
     torch.manual_seed(seed)
     model = new_model(tokenizer)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.1
     )
     warm_up = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda i: min((i + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * i / steps)) + 0.01),
     )
+    # GPT-2's own dropout of 0.1 matters: without it DPO breaks the base at the smallest steps.
+    model.train()
     losses = []
     for step in range(steps):
-        # 60 answers a step: single turns, as in the data set, and longer talks, as on a chat page.
-        length = (1, 1, 2, 5)[step % 4]
-        batch = [converse(rng, unseen, length, wanted_share) for _ in range(60 // length)]
+        # Single turns, as in the data set, and longer talks, as on a chat page.
+        turns = (1, 1, 2, 5)[step % 4]
+        batch = [converse(rng, avoid, turns) for _ in range(ANSWERS_PER_STEP // turns)]
         loss = answer_loss(model, tokenizer, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -178,41 +182,41 @@ def build(
         schedule.step()
         losses.append(loss.item())
         if step % 100 == 0 or step == steps - 1:
-            sys.stderr.write(
-                f"step {step}: loss {loss.item():.3f}, {time.time() - started:.0f} s\n"
-            )
+            seconds = time.monotonic() - started
+            console.print(f"step {step}: loss {loss.item():.3f}, {seconds:.0f} s")
 
+    last = losses[-warm_up:]
     meta: dict[str, object] = {
-        "command": f"python -m trainables.quickstart.build --out {out.name} --steps {steps}",
+        "command": "python -m trainables.quickstart.build"
+        f" --out {out.name} --steps {steps} --seed {seed}",
         "steps": steps,
         "seed": seed,
-        "answers_per_step": 60,
-        "learning_rate": learning_rate,
-        "wanted_share": wanted_share,
+        "answers_per_step": ANSWERS_PER_STEP,
+        "learning_rate": LEARNING_RATE,
+        "wanted_share": WANTED_SHARE,
         "parameters": model.num_parameters(),
         "first_loss": round(losses[0], 4),
-        "last_loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
-        "score": sampled_score(model, tokenizer, held_out[:512], seed),
+        "last_loss": round(sum(last) / len(last), 4),
+        "score": sampled_score(model, tokenizer, prompts[:512], seed),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
     }
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    (out / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+    unfinished = out.with_name(out.name + ".tmp")
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    (unfinished / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+    unfinished.rename(out)
     return meta
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--wanted-share", type=float, default=0.5)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
     args = parser.parse_args()
     torch.set_num_threads(2)
-    meta = build(args.out, args.steps, args.seed, args.wanted_share, args.learning_rate)
-    sys.stderr.write(json.dumps(meta, indent=2) + "\n")
+    meta = build(args.out, args.steps, args.seed)
+    Console().print_json(data=meta)
 
 
 if __name__ == "__main__":
