@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search_spaces.spec import Bound, Spec, validate
+from trainables.errors import UserError
 from tune.searcher import Study, StudySearcher, excess
 
 
@@ -94,13 +95,27 @@ def test_unfinished_trials_come_first_with_their_checkpoint(tmp_path: Path) -> N
     assert searcher.suggest("c") == Searcher.FINISHED
 
 
-def test_process_that_died_for_good_fails_its_trial(tmp_path: Path) -> None:
-    study = Study(spec_of(), tmp_path)
-    searcher = StudySearcher(study, 3, lambda: None, lambda: False)
-    number = searcher.suggest("a")["number"]
-    searcher.on_trial_complete("a", error=True)
-    assert study.trial(number).state == TrialState.FAIL
-    assert "died" in study.trial(number).user_attrs["cause"]
+def test_trial_whose_asking_was_cut_short_gets_the_rest_of_its_configuration(
+    tmp_path: Path,
+) -> None:
+    """A driver killed between two parameters; the journal ends inside the record of the second."""
+    path = tmp_path / "study.journal"
+    number, whole = Study(spec_of(sampler="random"), tmp_path).ask()
+    records = path.read_bytes().splitlines(keepends=True)
+    stored = [i for i, line in enumerate(records) if b'"param_name"' in line]
+    assert len(stored) == 2
+    path.write_bytes(b"".join(records[: stored[1]]) + records[stored[1]][:20])
+    searcher = StudySearcher(Study(spec_of(sampler="random"), tmp_path), 3, int, bool)
+    assert searcher.suggest("a") == {"number": number, "params": whole, "resume_from": None}
+
+
+def test_damaged_journal_is_named_with_its_line(tmp_path: Path) -> None:
+    Study(spec_of(), tmp_path).ask()
+    path = tmp_path / "study.journal"
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + b"{{{\n" + b"".join(rest))
+    with pytest.raises(UserError, match=r"study.journal is damaged at line 2"):
+        Study(spec_of(), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Prepared folders: named by what went into them, made once, checked on every use."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -16,6 +17,32 @@ from filelock import FileLock
 log = logging.getLogger(__name__)
 
 META = "meta.json"
+# What a file system says when it is full, broken, gone or closed to writing.
+STORAGE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ENODEV,
+)
+
+
+def storage_fault(error: BaseException) -> str | None:
+    """Return what the file system said, if an exception comes from one that is full or broken.
+
+    By its words too: libraries in Rust or C++, and Ray, pass them on as errors of their own.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in STORAGE_ERRORS:
+            return f"{seen.strerror}: {seen.filename}" if seen.filename else seen.strerror
+        for number in STORAGE_ERRORS:
+            if os.strerror(number) in str(seen):
+                return os.strerror(number)
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def key_of(inputs: Mapping[str, object]) -> str:

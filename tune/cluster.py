@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 import ray
 from filelock import FileLock
+from ray.exceptions import AuthenticationError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainables.errors import UserError
 
 ROOT = Path(__file__).parent.parent
+# What workers import: these folders alone travel to the nodes of a cluster, whatever else stands
+# beside them.
+PACKAGES = ("search_spaces", "trainables", "tune", "results")
 
 # Read by the driver and, through it, by every worker it starts.
 ENVIRONMENT = {
@@ -61,27 +66,37 @@ class Cluster:
 def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]:
     """Connect to a running cluster, or start Ray on this machine; disconnect at the end.
 
+    Args:
+        address: of the cluster; None means the one in `RAY_ADDRESS`, or else this machine alone.
+        cpus: of this machine, to use no more than so many.
+
     Raises:
-        UserError: there is no cluster at the address.
+        UserError: there is no cluster at the address, or it does not let us in.
     """
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
+    address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        options |= {"include_dashboard": True, "num_cpus": cpus}
+        # Without an address Ray would join any cluster that it finds on this machine.
+        options |= {"address": "local", "include_dashboard": True, "num_cpus": cpus}
     else:
-        working_dir = {
-            "working_dir": str(ROOT),
-            "excludes": ["/runs/", "/.venv/", "/.git/", "/docs/"],
-        }
-        options |= {"address": address, "runtime_env": working_dir | {"env_vars": ENVIRONMENT}}
+        modules = {"py_modules": [str(ROOT / name) for name in PACKAGES]}
+        options |= {"address": address, "runtime_env": modules | {"env_vars": ENVIRONMENT}}
     try:
         if address is not None:
             _reach(address)
         context = ray.init(**options)
+    except AuthenticationError as error:
+        raise UserError(
+            f"the Ray cluster at {address!r} asks for another token: copy what `ray "
+            "get-auth-token` prints there to ~/.ray/auth_token here"
+        ) from error
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"no Ray cluster answers at {address!r}" if address else "Ray does not start here"
         way = "check --address" if address else "end other Ray processes with `ray stop`"
-        raise UserError(f"{where} ({str(error).splitlines()[0]}): {way}") from error
+        raise UserError(f"{where} ({str(error).partition(chr(10))[0]}): {way}") from error
+    # Ray prints a paragraph for each worker that dies, and has no option against it.
+    ray._private.worker._worker_logs_enabled = False
     try:
         alive = [node for node in ray.nodes() if node["Alive"]]
         have = ray.cluster_resources()
@@ -151,7 +166,10 @@ def ship(cluster: Cluster, files: Sequence[Path]) -> Shipment:
 def build_on_worker(
     cluster: Cluster, gpus: float, build: Callable[[Path], None], out: Path, cpus: float = 1
 ) -> None:
-    """Fill the folder `out` by running `build(folder)` as a Ray task, wherever there is room.
+    """Fill the folder `out` by running `build(folder)` as a Ray task.
+
+    On the driver's node, which has the user's own files, if it has what the task asks for at all;
+    else wherever there is room.
 
     Raises:
         UserError: as `build` raised it.
@@ -173,8 +191,9 @@ def build_on_worker(
         except UserError as error:
             return error  # as a value: Ray would wrap a raised one in its own traceback
 
-    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(task)
-    built = ray.get(remote.remote())
+    near = NodeAffinitySchedulingStrategy(cluster.node, soft=True)
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2, scheduling_strategy=near)
+    built = ray.get(remote(task).remote())
     if isinstance(built, UserError):
         raise built
     for name, content in built.items():

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from search_spaces.spec import Spec
 from trainables.errors import UserError
@@ -26,6 +27,7 @@ from trainables.report import Report
 from trainables.store import write_bytes, write_json, write_text
 
 FORMAT = 1
+LOCK = ".driver.lock"  # held by the process that drives the run, and by nobody once it is gone
 Verdict = Literal["continue", "stop", "complete", "infeasible"]
 REPORTED_VERSIONS = (
     "preftune torch transformers trl peft accelerate datasets ray optuna huggingface_hub numpy"
@@ -113,31 +115,55 @@ def create(spec: Spec, label: str, exact: bool, command: str) -> "Record":
                 f"there is a run called {label!r} in {storage} already: choose another --name, or "
                 f"go on with `preftune resume {label}`"
             )
+        record = Record(folder, claim(folder))
+        (folder / "trials").mkdir()
+        write_text(folder / "spec.yaml", spec.to_yaml())
+        record.update(
+            format=FORMAT,
+            name=folder.name,
+            state="preparing",
+            error=None,
+            command=command,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            created=now(),
+            ended=None,
+            seconds={},
+            versions={"python": platform.python_version()}
+            | {package: version(package) for package in REPORTED_VERSIONS},
+            commit=_commit(),
+            seeds={"search": spec.search.seed, "split": spec.dataset.seed},
+        )
     except OSError as error:
         raise UserError(
             f"cannot write to the storage {str(storage)!r} ({error.strerror}): set storage to a "
-            "folder you own"
+            "folder you own, with room in it"
         ) from error
-    record = Record(folder)
-    (folder / "trials").mkdir()
-    write_text(folder / "spec.yaml", spec.to_yaml())
-    record.update(
-        format=FORMAT,
-        name=folder.name,
-        state="preparing",
-        error=None,
-        command=command,
-        pid=os.getpid(),
-        host=socket.gethostname(),
-        created=now(),
-        ended=None,
-        seconds={},
-        versions={"python": platform.python_version()}
-        | {package: version(package) for package in REPORTED_VERSIONS},
-        commit=_commit(),
-        seeds={"search": spec.search.seed, "split": spec.dataset.seed},
-    )
     return record
+
+
+def claim(folder: Path) -> FileLock:
+    """Take a run folder for this process, until it ends or lets go.
+
+    Raises:
+        UserError: another process has it.
+        OSError: the folder cannot be written.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        info = _info(folder)
+        raise UserError(
+            f"run {folder.name} is going on (process {info.get('pid')} on {info.get('host')}): end "
+            f"it with `preftune stop {folder.name}` first"
+        ) from None
+    return lock
+
+
+def _info(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _commit() -> str | None:
@@ -162,16 +188,20 @@ class Record:
         decisions: all rung decisions so far, in order.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lock: FileLock | None = None) -> None:
+        """Args:
+        folder: the run folder.
+        lock: of `claim`, kept for as long as the record is.
+        """
         self.folder = folder
+        self.lock = lock
         drop_partial_line(folder / "decisions.jsonl")
         self.decisions = [Decision(**line) for line in read_lines(folder / "decisions.jsonl")]
 
     @property
     def info(self) -> dict[str, Any]:
         """What `run.json` says now."""
-        path = self.folder / "run.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return _info(self.folder)
 
     def update(self, **facts: Any) -> None:
         """Change keys of `run.json`."""

@@ -12,7 +12,7 @@ from results.run import Run, open_run
 from search_spaces.spec import Spec, load
 from trainables.errors import UserError
 from trainables.store import write_text
-from tune.record import Record
+from tune.record import Record, claim
 from tune.search import STOP
 
 
@@ -31,11 +31,18 @@ def reopened(
         UserError: the run is going on, or lacks what it takes.
     """
     run = open_run(name, storage)
-    if run.active:
+    try:
+        return _reopened(run, trials, console)
+    except OSError as error:
         raise UserError(
-            f"run {run.name} is going on (process {run.info.get('pid')} on "
-            f"{run.info.get('host')}): end it with `preftune stop {run.name}` first"
-        )
+            f"run {run.name} cannot be written ({error}): mend the storage, then try again"
+        ) from error
+
+
+def _reopened(run: Run, trials: str | None, console: Console) -> tuple[Spec, Record] | None:
+    # The lock, not the state and the process number in run.json, says whether a process drives the
+    # run: numbers are used again, and host names change.
+    lock = claim(run.folder)
     path = run.folder / "spec.yaml"
     if not path.exists():
         raise UserError(f"run {run.name} has no spec.yaml, so it cannot go on: start a new one")
@@ -53,7 +60,7 @@ def reopened(
         spec = spec.model_copy(update={"search": search})
         write_text(path, spec.to_yaml())
     (run.folder / STOP).unlink(missing_ok=True)
-    record = Record(run.folder)
+    record = Record(run.folder, lock)
     record.update(pid=os.getpid(), host=socket.gethostname(), error=None)
     return spec, record
 

@@ -1,13 +1,15 @@
 """`preftune run` and `preftune resume`: the stages of a search, one after the other."""
 
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from ray.exceptions import RayError
+from ray.tune import TuneError
 from rich.console import Console
 from rich.markup import escape
 
@@ -15,6 +17,7 @@ from results.run import open_run
 from results.tables import leaderboard_table, verdict_panel
 from search_spaces.spec import Spec
 from trainables.errors import UserError
+from trainables.store import storage_fault
 from tune.cluster import Cluster, connected, ship
 from tune.hand_over import hand_over
 from tune.prepare import Inputs, look_up, prepare
@@ -36,31 +39,39 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
     try:
         with _terminable():
             inputs = look_up(spec)
-            with connected(address) as cluster:
+            # Ray installs a handler of SIGTERM of its own when it starts.
+            with connected(address) as cluster, _terminable():
                 _stages(spec, inputs, record, cluster, console)
     except KeyboardInterrupt:
         record.update(state="interrupted", ended=now())
         raise
-    except UserError as error:
-        record.update(state="failed", error=str(error), ended=now())
-        raise
-    except RayError as error:
-        sentence = (
-            f"a process of Ray failed ({str(error).strip().splitlines()[-1]}): the logs of its "
-            f"workers are under /tmp/ray; go on with `preftune resume {record.folder.name}`"
-        )
-        record.update(state="failed", error=sentence, ended=now())
-        raise UserError(sentence) from error
-    except OSError as error:
-        sentence = (
-            f"the run folder {str(record.folder)!r} cannot be written ({error.strerror or error}): "
-            f"make room or mend the storage, then `preftune resume {record.folder.name}`"
-        )
-        try:
+    except Exception as error:
+        sentence = _sentence(error, record.folder)
+        if sentence is None:
+            raise  # a mistake of ours: its traceback says more than a sentence
+        with suppress(OSError):  # it may be the very fault that is being reported
             record.update(state="failed", error=sentence, ended=now())
-        except OSError:
-            pass  # the very fault that is being reported
         raise UserError(sentence) from error
+
+
+def _sentence(error: Exception, folder: Path) -> str | None:
+    """Return what to tell the user of an error, or None where it is none that a user can cause."""
+    if isinstance(error, UserError):
+        return str(error)
+    go_on = f"go on with `preftune resume {folder.name}`"
+    told = error.__context__  # Ray Tune wraps what its scheduler raises into text
+    if isinstance(told, UserError):
+        return f"{told}: make room or mend it, then {go_on}"
+    if fault := storage_fault(error):
+        return (
+            f"the storage of {folder} cannot be used ({fault}): make room or mend it, then {go_on}"
+        )
+    if isinstance(error, OSError):
+        return f"{folder} cannot be read or written ({error}): mend it, then {go_on}"
+    if isinstance(error, RayError | TuneError):
+        last = str(error).strip().splitlines()[-1]
+        return f"a process of Ray failed ({last}): its logs are under /tmp/ray; {go_on}"
+    return None
 
 
 def _stages(spec: Spec, inputs: Inputs, record: Record, cluster: Cluster, console: Console) -> None:
@@ -84,6 +95,7 @@ def _stages(spec: Spec, inputs: Inputs, record: Record, cluster: Cluster, consol
     say("verifying the finalists on the test split")
     with record.timed("verify"):
         verdict = verify(spec, record, study, prepared, sent, each, progress)
+        shutil.rmtree(record.folder / "best", ignore_errors=True)  # of an earlier verdict
         if verdict["passing"]:
             checkpoint = Path(study.trial(verdict["winner"]).user_attrs["checkpoint"])
             hand_over(spec, record, prepared.search, checkpoint)

@@ -6,14 +6,18 @@ at each rung, which `decisions.jsonl` holds: a search that is resumed decides as
 stopped.
 """
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from search_spaces.spec import Spec
+from trainables.errors import UserError
 from trainables.report import Report
 from tune.driver_only import DriverOnly
 from tune.record import Decision, Record, Verdict, now
@@ -35,7 +39,12 @@ def goes_on(value: float, others: Sequence[float], direction: str) -> bool:
 
 
 class RungScheduler(DriverOnly, FIFOScheduler):
-    """Records each report of a trial, decides at rungs, and tells the study how a trial ended."""
+    """Records each report of a trial, decides at rungs, and tells the study how a trial ended.
+
+    Attributes:
+        heard: when each trial that runs now, by Ray's id, was heard of last; monotonic seconds.
+        stuck: Ray's ids of the trials that hung and were killed.
+    """
 
     def __init__(
         self,
@@ -59,16 +68,55 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         self.over = over
         self.observe = observe
         self.nominal = spec.rungs_pairs if spec.budget.steps is None else [spec.budget.steps]
+        self.heard: dict[str, float] = {}
+        self.stuck: set[str] = set()
+
+    def choose_trial_to_run(self, controller: Any) -> RayTrial | None:
+        """Choose as Ray does; it asks at every step, so this is where hanging trials are ended."""
+        now = time.monotonic()
+        for trial in list(controller.get_live_trials()):
+            if trial.status != RayTrial.RUNNING:
+                self.heard.pop(trial.trial_id, None)
+            elif now - self.heard.setdefault(trial.trial_id, now) > self._patience:
+                self._end_stuck(trial)
+        return super().choose_trial_to_run(controller)
+
+    @property
+    def _patience(self) -> float:
+        return 60 * self.spec.search.stuck_minutes
+
+    def _end_stuck(self, trial: RayTrial) -> None:
+        minutes = self.spec.search.stuck_minutes
+        cause = f"no report for {minutes:g} minutes (search.stuck_minutes): its process was ended"
+        self.study.tell(trial.config["number"], "error", cause)
+        self.stuck.add(trial.trial_id)
+        self.heard[trial.trial_id] = math.inf
+        trial.max_failures = 0  # it would hang again
+        ray.kill(trial.temporary_state.ray_actor)
+
+    def on_trial_error(self, controller: Any, trial: RayTrial) -> None:
+        """Note that a trial's process died, and tell the study if it was once too often."""
+        number: int = trial.config["number"]
+        deaths, allowed = trial.num_failures, trial.max_failures
+        if trial.trial_id in self.stuck:
+            return
+        self.study.note(number, restarts=min(deaths, allowed))
+        if deaths > allowed:
+            cause = f"its process died {deaths} times, the last time because {_last_words(trial)}"
+            self.study.tell(number, "error", cause)
 
     def on_trial_result(self, controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         """Answer Ray Tune: go on, or stop."""
+        if trial.trial_id in self.stuck:  # its last word crossed with the order to end it
+            return str(TrialScheduler.CONTINUE)
+        self.heard[trial.trial_id] = time.monotonic()
+        if "storage" in result:
+            raise UserError(result["storage"])
         number: int = trial.config["number"]
         name = result.get("checkpoint_dir_name")
         facts = {"device": result["device"], "node": result["node"]}
         if name:
             facts["checkpoint"] = str(Path(trial.path) / name)
-        if trial.num_failures:
-            facts["restarts"] = trial.num_failures
         self.study.note(number, **facts)
         on = self.reported(number, result["report"])
         return str(TrialScheduler.CONTINUE if on else TrialScheduler.STOP)
@@ -150,3 +198,10 @@ class RungScheduler(DriverOnly, FIFOScheduler):
             explained = decision.ended_by not in ("budget", "asha")
             cause = decision.reason if explained else None
             self.study.tell(decision.trial, decision.ended_by, cause)
+
+
+def _last_words(trial: RayTrial) -> str:
+    """Return what Ray says of the last death of a trial's process, without its advice."""
+    text = Path(trial.error_file).read_text(encoding="utf-8").rpartition("Failure #")[2]
+    reason = text.partition("The actor is dead because ")[2] or text.partition("\n")[2]
+    return " ".join(reason.partition("Some common causes")[0].split())

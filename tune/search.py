@@ -16,6 +16,7 @@ from ray.tune.logger import TBXLoggerCallback
 from search_spaces.spec import Spec
 from trainables.prepared import Prepared
 from trainables.report import Report
+from trainables.store import storage_fault
 from tune.cluster import Shipment, host
 from tune.driver_only import DriverOnly
 from tune.progress import Progress
@@ -24,6 +25,7 @@ from tune.resources import Share
 from tune.scheduler import RungScheduler
 from tune.searcher import Study, StudySearcher
 
+TRIAL = "trial_"  # Ray's name of a trial is this and its number
 RESTARTS = 2  # of a trial whose process died
 STOP = "stop"  # a file of this name in the run folder ends the search after the next rungs
 
@@ -52,18 +54,23 @@ def run_trial(config: dict[str, Any], shared: Shared) -> None:
 
     def report(report: Report) -> None:
         numbers = {k: v for k, v in report.measures.items() if v is not None}
-        ray.tune.report(
-            {
-                **numbers,
-                "pairs": report.pairs,
-                "trial": number,
-                "device": device,
-                "node": host(),
-                "report": replace(report, checkpoint=None),
-            },
-            checkpoint=report.checkpoint
-            and ray.tune.Checkpoint.from_directory(str(report.checkpoint)),
-        )
+        folder = report.checkpoint
+        checkpoint = folder and ray.tune.Checkpoint.from_directory(str(folder))
+        told = {
+            **numbers,
+            "pairs": report.pairs,
+            "trial": number,
+            "device": device,
+            "node": host(),
+            "report": replace(report, checkpoint=None),
+        }
+        try:
+            ray.tune.report(told, checkpoint=checkpoint)
+        except Exception as error:
+            raise _NotKept(
+                f"a checkpoint cannot be kept in the storage {spec.storage!r} from node {host()} "
+                f"({storage_fault(error) or error})"
+            ) from error
 
     start = ray.tune.get_checkpoint()
     path = start.path if start is not None else config["resume_from"]
@@ -79,7 +86,17 @@ def run_trial(config: dict[str, Any], shared: Shared) -> None:
             resume_from=None if path is None else Path(path),
         )
     except Exception as error:
-        report(failure(error))
+        # What every other trial would meet too is no failure of this one: it ends the search.
+        if isinstance(error, _NotKept):
+            ray.tune.report({"storage": str(error)})
+        elif fault := storage_fault(error):
+            ray.tune.report({"storage": f"node {host()} has no room to work in ({fault})"})
+        else:
+            report(failure(error))
+
+
+class _NotKept(Exception):
+    """A checkpoint that Ray could not copy to the storage."""
 
 
 class _Observer(DriverOnly, Callback):
@@ -108,7 +125,12 @@ def search(
     share: Share,
     progress: Progress,
 ) -> None:
-    """Run every trial that the study has not finished."""
+    """Run every trial that the study has not finished.
+
+    Raises:
+        UserError: the checkpoints cannot be kept.
+        OSError: the run folder cannot be written.
+    """
     started = time.monotonic()
     minutes = spec.search.minutes
     spent = record.info.get("seconds", {}).get("search", 0.0)
@@ -120,46 +142,77 @@ def search(
             return "time"
         return None
 
-    searcher = StudySearcher(
-        study, spec.trials, lambda: keep_weights(spec, study), lambda: over() is not None
-    )
-    scheduler = RungScheduler(spec, study, record, over, progress.decided)
     for name in ("ray.tune", "ray.train", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(run_trial, shared=Shared(spec, prepared, sent, share)),
-        {"cpu": share.cpu, "gpu": share.gpu},
-    )
-    attempt = sum(1 for _ in (record.folder / "tune").glob("*")) + 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's, about itself; ours are in the log
-        tuner = Tuner(
-            trainable,
-            tune_config=TuneConfig(
-                search_alg=searcher,
-                scheduler=scheduler,
-                num_samples=spec.trials + len(searcher.waiting),
-                max_concurrent_trials=share.concurrent,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: f"trial_{trial.config['number']:04d}",
-                trial_name_creator=lambda trial: f"trial_{trial.config['number']:04d}",
-            ),
-            run_config=RunConfig(
-                name=f"{attempt:02d}",
-                storage_path=str((record.folder / "tune").absolute()),
-                failure_config=FailureConfig(max_failures=RESTARTS),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
-                callbacks=[_Observer(progress), TBXLoggerCallback()],
-                verbose=0,
-            ),
+        # Tracebacks of trials whose process died; the journal has the cause in a sentence.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    shared = Shared(spec, prepared, sent, share)
+    for _ in range(1 + RESTARTS):
+        keep_weights(spec, study, record.folder, running=False)
+        scheduler = RungScheduler(spec, study, record, over, progress.decided)
+        searcher = StudySearcher(
+            study,
+            spec.trials,
+            lambda: keep_weights(spec, study, record.folder, running=True),
+            lambda: over() is not None,
         )
-        tuner.fit()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's, about itself; ours are in the log
+            _tuner(shared, record, searcher, scheduler, progress).fit()
+        keep_weights(spec, study, record.folder, running=False)
+        # Ray gives a trial up for good when a used worker dies while taking it over.
+        if not study.unfinished():
+            return
+    for number in study.unfinished():
+        study.tell(number, "error", "Ray found no worker that would take the trial over")
 
 
-def keep_weights(spec: Spec, study: Study) -> None:
-    """Remove the checkpoints of every ended trial but those that could be finalists."""
+def _tuner(
+    shared: Shared,
+    record: Record,
+    searcher: StudySearcher,
+    scheduler: RungScheduler,
+    progress: Progress,
+) -> Tuner:
+    attempt = sum(1 for _ in (record.folder / "tune").glob("*")) + 1
+    share = shared.share
+    trainable = ray.tune.with_resources(
+        ray.tune.with_parameters(run_trial, shared=shared), {"cpu": share.cpu, "gpu": share.gpu}
+    )
+    return Tuner(
+        trainable,
+        tune_config=TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=shared.spec.trials + len(searcher.waiting),
+            max_concurrent_trials=share.concurrent,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"{TRIAL}{trial.config['number']:04d}",
+            trial_name_creator=lambda trial: f"{TRIAL}{trial.config['number']:04d}",
+        ),
+        run_config=RunConfig(
+            name=f"{attempt:02d}",
+            storage_path=str((record.folder / "tune").absolute()),
+            failure_config=FailureConfig(max_failures=RESTARTS),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=[_Observer(progress), TBXLoggerCallback()],
+            verbose=0,
+        ),
+    )
+
+
+def keep_weights(spec: Spec, study: Study, folder: Path, *, running: bool) -> None:
+    """Remove every checkpoint but the last one of each trial that could be a finalist or goes on.
+
+    Args:
+        folder: the run folder.
+        running: Ray runs the unfinished trials, and is left alone with what they write.
+    """
     best = {trial.number for trial in study.finalists(spec.verify.finalists)}
-    for trial in study.trials():
-        path = trial.user_attrs.get("checkpoint")
-        if path and trial.state.is_finished() and trial.number not in best:
-            shutil.rmtree(Path(path), ignore_errors=True)
+    for path in folder.glob(f"tune/*/{TRIAL}*/checkpoint_*"):
+        trial = study.trial(int(path.parent.name.removeprefix(TRIAL)))
+        unfinished = not trial.state.is_finished()
+        if unfinished and running:
+            continue
+        last = str(path.absolute()) == trial.user_attrs.get("checkpoint")
+        if not (last and (unfinished or trial.number in best)):
+            shutil.rmtree(path, ignore_errors=True)

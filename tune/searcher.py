@@ -20,9 +20,12 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 
+from results.journal import ReadOnlyJournal
 from search_spaces.sampling import decode, distributions, encode, grid
 from search_spaces.spec import Bound, Spec
+from trainables.errors import UserError
 from tune.driver_only import DriverOnly
+from tune.record import drop_partial_line
 
 STUDY = "search"
 NOT_FINITE = "finite"  # the constraint that a NaN or infinite objective breaks
@@ -49,27 +52,38 @@ class Study:
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.spec = spec
+        drop_partial_line(folder / "study.journal")  # the next record would end up inside it
         path = str(folder / "study.journal")
-        # An open-file lock: the default one leaves a dangling symbolic link behind when a driver is
-        # killed.
-        storage = JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.study = optuna.create_study(
-            storage=storage,
-            study_name=STUDY,
-            direction=spec.objective.direction,
-            load_if_exists=True,
-        )
+        try:
+            # An open-file lock: the default one leaves a dangling symbolic link behind when a
+            # driver is killed.
+            lock = JournalFileOpenLock(path)
+            storage = JournalStorage(JournalFileBackend(path, lock_obj=lock))
+            self.study = optuna.create_study(
+                storage=storage,
+                study_name=STUDY,
+                direction=spec.objective.direction,
+                load_if_exists=True,
+            )
+        except ValueError as error:
+            line = ReadOnlyJournal(Path(path)).damaged_line
+            raise UserError(
+                f"{path} is damaged at line {line}: cut the file off before that line to go on "
+                "from what stands above it"
+            ) from error
         self.distributions = distributions(spec.space)
-        if not self.study.get_trials(deepcopy=False):
-            self._enqueue()
+        self._enqueue()
 
     def _enqueue(self) -> None:
         points = [dict(point) for point in self.spec.search.try_first]
         if self.spec.search.sampler == "grid":
             points += [point for point in grid(self.spec.space) if point not in points]
+        if len(self.trials()) >= len(points):
+            return
         for point in points:
-            self.study.enqueue_trial({name: encode(name, value) for name, value in point.items()})
+            fixed = {name: encode(name, value) for name, value in point.items()}
+            self.study.enqueue_trial(fixed, skip_if_exists=True)  # by a driver that was killed
 
     def _sampler(self, number: int) -> BaseSampler:
         """Return a sampler whose random state depends on the seed and the trial's number alone.
@@ -95,6 +109,18 @@ class Study:
         self.study.sampler = self._sampler(number)
         trial = self.study.ask(self.distributions)
         return trial.number, self.params(trial.params)
+
+    def ask_again(self, number: int) -> dict[str, Any]:
+        """Return the configuration of an unfinished trial.
+
+        What a driver that was killed while it asked had not stored yet is drawn as it would have
+        been.
+        """
+        self.study.sampler = self._sampler(number)
+        trial = self._live(number)
+        for name, distribution in self.distributions.items():
+            trial._suggest(name, distribution)  # as `Study.ask` does; keeps what is stored
+        return self.params(trial.params)
 
     def params(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """Return a stored configuration as the trial wants it: lists are stored as text."""
@@ -194,7 +220,6 @@ class StudySearcher(DriverOnly, Searcher):
         self.ended = ended
         self.over = over
         self.waiting = study.unfinished()
-        self.numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the configuration of a new Ray trial:
@@ -204,27 +229,18 @@ class StudySearcher(DriverOnly, Searcher):
         checkpoint = None
         if self.waiting:
             number = self.waiting.pop(0)
-            trial = self.study.trial(number)
-            params = self.study.params(trial.params)
-            checkpoint = trial.user_attrs.get("checkpoint")
+            params = self.study.ask_again(number)
+            checkpoint = self.study.trial(number).user_attrs.get("checkpoint")
         elif self.over() or self.study.started() >= self.total:
             return str(Searcher.FINISHED)
         else:
             number, params = self.study.ask()
-        self.numbers[trial_id] = number
         return {"number": number, "params": params, "resume_from": checkpoint}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the study of a trial whose process died for good;
-
-        the scheduler has told it of all others.
-        """
-        number = self.numbers[trial_id]
-        if error:
-            cause = "its process died more often than it may; see its log"
-            self.study.tell(number, "error", cause)
+        """Say that a trial ended; the scheduler has told the study how."""
         self.ended()
 
     def save(self, checkpoint_path: str) -> None:
