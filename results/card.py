@@ -31,7 +31,8 @@ def model_card(run: Run, trial: int | None = None, repo: str | None = None) -> s
     verdict = run.verdict() or {}
     base, dataset = _base(run), _dataset(run)
     judge = run.spec.get("judge")
-    where = f"{verdict.get('test_prompts', '?')} prompts of the test split, touched once"
+    prompts, pairs = (verdict.get(key, "?") for key in ("test_prompts", "test_pairs"))
+    where = f"{prompts} prompts and {pairs} pairs of the test split, touched once"
     if chosen.split != "test":
         where = "the validation split, on which the search chose: nothing was verified"
     versions = run.info.get("versions") or {}

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from results.run import Run, RunSummary, Trial, leaderboard
 from results.words import (
+    columns,
     compact,
     ending,
     flags,
@@ -22,7 +23,6 @@ from results.words import (
     verdict_sentence,
 )
 
-MEASURES = ("win_rate", "judge_score", "kl", "accuracy", "length_ratio")
 STYLES = {"complete": "green", "running": "cyan", "infeasible": "yellow", "failed": "red"}
 
 
@@ -40,8 +40,8 @@ def runs_table(runs: Iterable[RunSummary]) -> Table:
 
 def leaderboard_table(run: Run, limit: int | None = None) -> RenderableType:
     """Trials best first under the reference's line; below them, what to be wary of and where."""
-    names = run.searched
-    table = _table("trial", "ended", "pairs", *names, *MEASURES)
+    names, measures = run.searched, columns(run)
+    table = _table("trial", "ended", "pairs", *names, *measures)
     folded = [_fold(name) for name in names]
     for column in table.columns:
         column.header = Text(_fold(str(column.header)))
@@ -50,7 +50,7 @@ def leaderboard_table(run: Run, limit: int | None = None) -> RenderableType:
         column.no_wrap = str(column.header) not in folded
     table.columns[1].justify = "left"
     reference = ["reference", "0", *("" for _ in names)]
-    table.add_row("-", *reference, *(measure(run.reference, m) for m in MEASURES), style="dim")
+    table.add_row("-", *reference, *(measure(run.reference, m) for m in measures), style="dim")
     winner = (run.verdict() or {}).get("winner")
     for trial in leaderboard(run)[:limit]:
         table.add_row(
@@ -58,7 +58,7 @@ def leaderboard_table(run: Run, limit: int | None = None) -> RenderableType:
             Text(ending(trial, run), style=STYLES.get(trial.state, "")),
             str(trial.pairs or "-"),
             *(Text(compact(trial.params.get(name, "-"))) for name in names),
-            *(measure(trial.measures, m) for m in MEASURES),
+            *(measure(trial.measures, m) for m in measures),
             style="bold" if trial.number == winner else "",
         )
     warnings: dict[str, list[str]] = {}
@@ -77,27 +77,30 @@ def verdict_panel(run: Run) -> Panel:
     if verdict is None:
         return Panel(Group(sentence, *_list(run.missing())), title="Verdict", title_align="left")
     metric = str(verdict.get("metric") or run.metric)
-    digits = 3 if metric == "pair_loss" else 2
-    table = _table("trial", metric, "difference", "judge_score", "difference", "kl", "beats it")
-    reference = verdict.get("reference") or {}
-    table.add_row("reference", measure(reference, metric), "", measure(reference, "judge_score"))
+    compared = [metric, "judge_score"] if run.spec.get("judge") else [metric]
+    heads = [head for name in compared for head in (name, "difference")]
+    table = _table("trial", *heads, "kl", "beats it")
+
+    def cells(measures: dict[str, Any], finalist: dict[str, Any] | None = None) -> list[str]:
+        return [
+            cell
+            for name in compared
+            for cell in (measure(measures, name), _change(finalist, name) if finalist else "")
+        ]
+
+    table.add_row("reference", *cells(verdict.get("reference") or {}))
     for finalist in verdict.get("finalists") or []:
         test = finalist.get("test") or {}
-        table.add_row(
-            f"{finalist.get('number')}",
-            measure(test, metric),
-            interval(finalist.get("difference"), finalist.get("interval"), digits),
-            measure(test, "judge_score"),
-            interval(finalist.get("judge_score_difference"), finalist.get("judge_score_interval")),
-            measure(test, "kl"),
-            "yes" if finalist.get("beats_reference") else "no",
-        )
+        beats = "yes" if finalist.get("beats_reference") else "no"
+        row = (*cells(test, finalist), measure(test, "kl"), beats)
+        table.add_row(str(finalist.get("number")), *row)
         for seed in finalist.get("fresh_seeds") or []:
             again = seed.get("test") or {}
-            scores = (measure(again, metric), "", measure(again, "judge_score"), "")
-            table.add_row(f"  seed {seed.get('seed')}", *scores, measure(again, "kl"), style="dim")
+            row = (*cells(again), measure(again, "kl"))
+            table.add_row(f"  seed {seed.get('seed')}", *row, style="dim")
     note = Text(
-        f"{verdict.get('test_prompts', '?')} test prompts; intervals at "
+        f"{verdict.get('test_prompts', '?')} test prompts, {verdict.get('test_pairs', '?')} pairs; "
+        "intervals at "
         f"{100 * float(verdict.get('confidence') or 0):g} %, all finalists together."
     )
     border = "green" if verdict.get("passing") else "yellow"
@@ -161,6 +164,17 @@ def _table(*columns: str) -> Table:
     table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     table.show_edge = False
     return table
+
+
+def _change(finalist: dict[str, Any], name: str) -> str:
+    """How far a finalist moved a measure from the reference, with its interval."""
+    prefix = "judge_score_" if name == "judge_score" else ""
+    difference, bounds = (finalist.get(prefix + key) for key in ("difference", "interval"))
+    if name != "pair_loss":
+        return interval(difference, bounds)
+    # The verdict counts what is gained; the column beside it holds a loss, which falls.
+    low_is_good = [-value for value in reversed(bounds or [])]
+    return interval(None if difference is None else -difference, low_is_good, 3)
 
 
 def _list(lines: Iterable[str]) -> list[Text]:

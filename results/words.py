@@ -15,7 +15,20 @@ DIGITS = {
     "accuracy": 2,
     "length_ratio": 2,
     "pair_loss": 3,
+    "chosen_drift": 3,
 }
+OF_JUDGE = ("win_rate", "judge_score")
+OF_ALL = ("kl", "accuracy", "length_ratio")
+
+
+def columns(run: Run) -> list[str]:
+    """The measures that a leaderboard shows: the objective first, none that nobody measured.
+
+    The judge's where there is a judge; after the common ones, whatever else the search limits.
+    """
+    limits = (run.spec.get("objective") or {}).get("constraints") or {}
+    of_judge = OF_JUDGE if run.spec.get("judge") else ()
+    return list(dict.fromkeys([run.metric, *of_judge, *OF_ALL, *limits]))
 
 
 def plain(text: object) -> str:
@@ -97,7 +110,7 @@ def ending(trial: Trial, run: Run) -> str:
 def flags(trial: Trial) -> list[str]:
     """What to be wary of in a trial's last measures: signs of collapse or of a misled measure."""
     found = [
-        f"over the {name} limit" for name, value in trial.constraints.items() if not value <= 0
+        f"beyond the {name} limit" for name, value in trial.constraints.items() if not value <= 0
     ]
     measures = trial.measures
 

@@ -6,11 +6,10 @@ import streamlit as st
 
 from results.errors import UserError
 from results.run import ACTIVE, Run, leaderboard, list_runs, open_run
-from results.words import compact, ending, flags, judged, number, verdict_sentence
+from results.words import columns, compact, ending, flags, judged, number, verdict_sentence
 from serve.choice import Choice, literal
 
 REFRESH_SECONDS = 5
-MEASURES = ("win_rate", "judge_score", "kl", "accuracy", "length_ratio")
 
 
 def page(choice: Choice) -> None:
@@ -78,13 +77,14 @@ def _trials_wanted(run: Run) -> int | None:
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:
+    shown = columns(run)
     return [
         {
             "trial": trial.number,
             "ended": ending(trial, run),
             "pairs": trial.pairs,
             **{name: compact(trial.params.get(name, "-")) for name in run.searched},
-            **{name: trial.measures.get(name) for name in MEASURES},
+            **{name: trial.measures.get(name) for name in shown},
             "wary of": ", ".join(flags(trial)),
             "cause": trial.cause or "",
         }

@@ -178,7 +178,7 @@ def test_leaderboard_fits_100_columns_and_loses_nothing(storage: Path) -> None:
     assert ["-", "reference", "0", "0.500", "0.46", "0.0", "0.50", "1.00"] in rows
     winner = ["0*", "complete", "1600", "2.1e-4", "0.3", "8", "sigmoid"]
     assert any(row[:7] == winner for row in rows)
-    assert "pairs mislead: trial 2" in shown and "over the kl limit: trial 2" in shown
+    assert "pairs mislead: trial 2" in shown and "beyond the kl limit: trial 2" in shown
 
 
 def test_verdict_names_judge_scores_with_their_interval(storage: Path) -> None:
@@ -223,7 +223,7 @@ def test_compact(value: object, shown: str) -> None:
 def test_flags_are_signs_of_collapse(storage: Path) -> None:
     trials = open_run("won", storage).trials()
     assert flags(trials[0]) == []
-    assert flags(trials[2]) == ["over the kl limit", "answers do not end", "pairs mislead"]
+    assert flags(trials[2]) == ["beyond the kl limit", "answers do not end", "pairs mislead"]
 
 
 def test_card_metadata_and_words(storage: Path) -> None:

@@ -65,7 +65,7 @@ class Progress:
     ) -> None:
         """Show one measurement on the test split."""
         which = "its own checkpoint" if seed is None else f"trained again with seed {seed}"
-        names = dict.fromkeys([self.spec.objective.metric, "judge_score", "kl"])
+        names = self._names("kl")
         shown = ", ".join(f"{name} {measure(measures, name)}" for name in names)
         line = f"verifying {done} of {total}: trial {number}, {which}: {shown}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -75,6 +75,10 @@ class Progress:
         if self.live and (now or time.monotonic() - self.shown > REFRESH_SECONDS):
             self.shown = time.monotonic()
             self.live.update(self._table(), refresh=True)
+
+    def _names(self, *others: str) -> list[str]:
+        judged = ["judge_score"] if self.spec.judge else []
+        return [self.spec.objective.metric, *judged, *others]
 
     def _states(self) -> Counter[str]:
         ended = {"budget": "complete", "asha": "stopped", "stop": "stopped", "time": "stopped"}
@@ -129,8 +133,7 @@ class Progress:
         return self.study.params(self.study.trial(number).params)
 
     def _table(self) -> Group:
-        metric = self.spec.objective.metric
-        names = list(dict.fromkeys([metric, "judge_score", "kl", "accuracy"]))
+        names = self._names("kl", "accuracy")
         table = Table("trial", self._unit(), *names, "decision", *self.spec.space, box=None)
         for decision in self.record.decisions[-NEWEST:]:
             measures = self._measures(decision)
