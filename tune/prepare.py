@@ -167,8 +167,16 @@ def prepare(
     answers = build_once(
         prepared, "answers", answer_inputs, _build_answers(spec, cluster, gpus, model, data)
     )
+    measures = reference_measures(read_lines(answers / "validation.jsonl"))
+    for name, value in measures.items():
+        bound = spec.objective.constraints.get(name)
+        if bound is not None and value is not None and not bound.holds(value):
+            say(
+                f"the reference itself breaks the limit on {name} ({value:.3g}): most trials will "
+                f"be infeasible, unless sft, or another objective.constraints.{name}, mends it"
+            )
     record.update(
-        reference={"validation": reference_measures(read_lines(answers / "validation.jsonl"))},
+        reference={"validation": measures},
         model={"path": spec.model, "revision": inputs.commit, "folder": str(model)},
         prepared={
             "data": data.name,

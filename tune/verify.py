@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import ray
 
 from search_spaces.spec import Spec
@@ -121,7 +122,8 @@ def verify(
         done[job] = _measured(spec, report, reference)
         _save(folder, job, done[job])
         progress.verified(*job, done[job].measures, len(jobs) - len(waiting), len(jobs))
-    verdict = decide(spec, params, done, reference)
+    pairs = pyarrow.parquet.read_metadata(prepared.test.pairs).num_rows
+    verdict = {**decide(spec, params, done, reference), "test_pairs": pairs}
     write_json(record.folder / "verdict.json", verdict)
     return verdict
 
@@ -308,10 +310,12 @@ def _sentence(
     sign = 1 if spec.objective.direction == "maximize" else -1
     value = first["test"][metric]
     ends = sorted((sign * low, sign * high))
+    digits = 2 if metric == "win_rate" else 3  # hundredths of a nat are too coarse near ln 2
     text = (
         f"Trial {first['number']} beats the reference on the untouched test split: {metric} "
-        f"{value:.2f} against {value - sign * first['difference']:.2f} "
-        f"({sign * first['difference']:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}])"
+        f"{value:.{digits}f} against {value - sign * first['difference']:.{digits}f} "
+        f"({sign * first['difference']:+.{digits}f} "
+        f"[{ends[0]:+.{digits}f}, {ends[1]:+.{digits}f}])"
     )
     if tied:
         others = " and ".join(str(number) for number in tied)
