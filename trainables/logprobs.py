@@ -45,7 +45,12 @@ def sequence_logps(
         raise ValueError("A prompt without a token: its answer's first token has no log-prob.")
     logps = np.zeros(len(answer_ids), dtype=np.float32)
     rows = [row for row, answer in enumerate(answer_ids) if answer]
-    rows.sort(key=lambda row: (len(prompt_ids[row]) + len(answer_ids[row]), row), reverse=True)
+    # Longest first; of equal ones (all that were cut) prompts of like length together, because the
+    # shortest prompt of a batch decides how many logits all its rows get.
+    rows.sort(
+        key=lambda row: (len(prompt_ids[row]) + len(answer_ids[row]), len(prompt_ids[row]), row),
+        reverse=True,
+    )
     vocabulary = model.config.get_text_config().vocab_size
     device = model.device
     with evaluating(model), torch.no_grad(), autocasting(device, autocast):
