@@ -168,18 +168,13 @@ class Study:
             measure = measures.get(name)
             over = excess(bound, measure)
             if over > 0:
-                limit = f"> {bound.max}" if bound.max is not None else f"< {bound.min}"
+                below = bound.min is not None and measure is not None and measure < bound.min
+                limit = f"< {bound.min}" if below or bound.max is None else f"> {bound.max}"
                 shown = "not known" if measure is None else f"{measure:.3g}"
                 broken.append(f"{name} {shown} {limit}")
                 # Optuna stores finite numbers; one that is not known is as broken as can be.
                 live.set_constraint(name, min(over, 1e9))
         return broken
-
-    def feasible(self, number: int, constraints: Mapping[str, float | None]) -> None:
-        """Record that a trial ended within its constraints, by how much for each."""
-        live = self._live(number)
-        for name, bound in self.spec.objective.constraints.items():
-            live.set_constraint(name, excess(bound, constraints.get(name)))
 
     def diverged(self, number: int) -> None:
         """Record that training broke down."""
