@@ -124,6 +124,11 @@ def _sources(run: Run, trial: int) -> dict[str, Path]:
                 for path in home.iterdir()
                 if path.is_file() and any(fnmatch(path.name, kind) for kind in KINDS)
             }
+    if (weights / "adapter_config.json").is_file():
+        raise UserError(
+            f"Trial {trial} of run {run.name} cannot be published: it is a LoRA adapter, and only "
+            "the winner's is merged into a whole model."
+        )
     lacking = [kind for kind in ("config.json", "*.safetensors") if not list(weights.glob(kind))]
     if not any(name in found for name in TOKENIZER):
         lacking.append("a tokenizer")
