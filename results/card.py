@@ -54,7 +54,7 @@ def model_card(run: Run, trial: int | None = None, repo: str | None = None) -> s
             if measure(chosen.measures, name) != "-"
         ],
         repo=repo or "best",
-        params=[(name, _cell(compact(value))) for name, value in chosen.params.items()],
+        params=[(name, _cell(compact(value))) for name, value in _fields(run, chosen).items()],
         searched=run.searched,
         metric=run.metric,
         rows=_rows(run),
@@ -97,6 +97,13 @@ def _metadata(run: Run, chosen: Candidate, repo: str | None) -> Any:
         model_name=(repo or run.name).split("/")[-1],
         eval_results=results or None,
     )
+
+
+def _fields(run: Run, chosen: Candidate) -> dict[str, Any]:
+    """The searched fields, then those that were the same in every trial."""
+    lora = {f"lora.{name}": value for name, value in (run.spec.get("lora") or {}).items()}
+    fixed = {**(run.spec.get("training") or {}), **lora}
+    return chosen.params | {k: v for k, v in fixed.items() if k not in chosen.params}
 
 
 def _base(run: Run) -> str:
