@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import ray
 from filelock import FileLock
-from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainables.errors import UserError
@@ -86,12 +85,13 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
         if address is not None:
             _reach(address)
         context = ray.init(**options)
-    except AuthenticationError as error:
-        raise UserError(
-            f"the Ray cluster at {address!r} asks for another token: copy what `ray "
-            "get-auth-token` prints there to ~/.ray/auth_token here"
-        ) from error
     except (ConnectionError, ValueError, RuntimeError) as error:
+        if "InvalidAuthToken" in f"{error} {error.__cause__}":
+            # Ray sends its token to no address that was given by name, unless it is told to.
+            raise UserError(
+                f"the Ray cluster at {address!r} asks for its token: set RAY_AUTH_MODE=token, with "
+                "what `ray get-auth-token` prints there in ~/.ray/auth_token here"
+            ) from error
         where = f"no Ray cluster answers at {address!r}" if address else "Ray does not start here"
         way = "check --address" if address else "end other Ray processes with `ray stop`"
         raise UserError(f"{where} ({str(error).partition(chr(10))[0]}): {way}") from error

@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,12 @@ def search(
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's, about itself; ours are in the log
-            _tuner(shared, record, searcher, scheduler, progress).fit()
+            try:
+                _tuner(shared, record, searcher, scheduler, progress).fit()
+            except Exception:
+                with suppress(OSError):  # half a checkpoint may be what fills the disk
+                    keep_weights(spec, study, record.folder, running=False)
+                raise
         keep_weights(spec, study, record.folder, running=False)
         # Ray gives a trial up for good when a used worker dies while taking it over.
         if not study.unfinished():
