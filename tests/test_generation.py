@@ -97,7 +97,7 @@ def test_log_probs_do_not_depend_on_how_the_memory_is_cut(monkeypatch: pytest.Mo
     model = tiny_model(vocabulary=40)
     prompts, answers = rows_of(11, 40)
     whole = sequence_logps(model, prompts, answers, batch_size=11, pad_token_id=PAD)
-    monkeypatch.setattr(logprobs, "LOGITS_IN_MEMORY", 2 * 20 * 40)  # one to a few rows at once
+    monkeypatch.setattr(logprobs, "LOGITS_ON_CPU", 2 * 20 * 40)  # one to a few rows at once
     monkeypatch.setattr(logprobs, "LOGITS_IN_FLOAT32", 3 * 40)  # three positions at once
     cut = sequence_logps(model, prompts, answers, batch_size=11, pad_token_id=PAD)
     assert cut == pytest.approx(whole, abs=1e-4)

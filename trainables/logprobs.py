@@ -20,6 +20,8 @@ IGNORED = -100  # cross_entropy's mark for positions that are no answer token
 # a GiB in bf16. Five answers of 1,024 tokens with GPT-2's vocabulary; short answers are bounded by
 # batch_size instead.
 LOGITS_IN_MEMORY = 2**28
+# A CPU gains nothing from more rows at once, and each of its cores may hold a trial's logits.
+LOGITS_ON_CPU = 2**25
 LOGITS_IN_FLOAT32 = 2**25  # how many of them are widened at once for the log-softmax
 
 
@@ -53,11 +55,12 @@ def sequence_logps(
     )
     vocabulary = model.config.get_text_config().vocab_size
     device = model.device
+    most = LOGITS_ON_CPU if device.type == "cpu" else LOGITS_IN_MEMORY
     with evaluating(model), torch.no_grad(), autocasting(device, autocast):
         while rows:
             first = rows[0]
             longest = len(prompt_ids[first]) + len(answer_ids[first])
-            size = min(batch_size, max(1, LOGITS_IN_MEMORY // (longest * vocabulary)))
+            size = min(batch_size, max(1, most // (longest * vocabulary)))
             batch, rows = rows[:size], rows[size:]
             ids = torch.full((len(batch), longest), pad_token_id)
             mask = torch.zeros_like(ids)
