@@ -58,9 +58,9 @@ def _sentence(error: Exception, folder: Path) -> str | None:
     """Return what to tell the user of an error, or None where it is none that a user can cause."""
     if isinstance(error, UserError):
         return str(error)
-    go_on = f"go on with `preftune resume {folder.name}`"
-    told = error.__context__  # Ray Tune wraps what its scheduler raises into text
-    if isinstance(told, UserError):
+    go_on = f"go on with `preftune resume {folder.name}{_storage_option(folder)}`"
+    told = error.__context__
+    if isinstance(error, TuneError) and isinstance(told, UserError):  # raised by the scheduler
         return f"{told}: make room or mend it, then {go_on}"
     if fault := storage_fault(error):
         return (
@@ -109,13 +109,17 @@ def show_outcome(folder: Path, console: Console) -> None:
     run = open_run(folder)
     console.print(leaderboard_table(run))
     console.print(verdict_panel(run))
-    storage = "" if folder.parent == Path("runs") else f" --storage {folder.parent}"
+    storage = _storage_option(folder)
     console.print(f"details    preftune show {folder.name}{storage}", highlight=False, markup=False)
     console.print(f"chat       preftune chat {folder.name}{storage}", highlight=False, markup=False)
     verdict = run.verdict() or {}
     if verdict.get("passing"):
         line = f"publish    preftune push {folder.name} YOUR_NAME/MODEL{storage}"
         console.print(line, highlight=False, markup=False)
+
+
+def _storage_option(folder: Path) -> str:
+    return "" if folder.parent == Path("runs") else f" --storage {folder.parent}"
 
 
 def _greet(record: Record, cluster: Cluster, console: Console) -> None:
