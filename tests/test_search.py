@@ -36,11 +36,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def story(run: Run) -> dict[str, Any]:
-    """Everything about a search but times and places."""
+    """Everything about a search but its times, its places and the memory that it took."""
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            varying = ("time", "seconds", "peak_memory_mb")
+            return {k: timeless(v) for k, v in value.items() if k not in varying}
+        return [timeless(v) for v in value] if isinstance(value, list) else value
+
     trials = [(t.number, t.state, t.params, t.value) for t in run.trials()]
-    decisions = [{k: v for k, v in decision.items() if k != "time"} for decision in run.decisions()]
-    verdict = run.verdict()
-    return {"trials": trials, "decisions": decisions, "verdict": verdict}
+    return {
+        "trials": trials,
+        "decisions": timeless(run.decisions()),
+        "verdict": timeless(run.verdict()),
+    }
 
 
 @pytest.fixture(scope="module")
