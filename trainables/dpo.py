@@ -39,7 +39,7 @@ from trl import DPOConfig, DPOTrainer
 from search_spaces.spec import Spec
 from trainables.devices import device_and_dtype, weights_dtype
 from trainables.errors import UserError
-from trainables.generation import Evaluation, evaluate
+from trainables.generation import EVALUATION_BATCH, Evaluation, evaluate
 from trainables.judges import Judge
 from trainables.logprobs import sequence_logps
 from trainables.models import load_model, load_tokenizer
@@ -52,8 +52,6 @@ from trainables.store import META, damage, seal
 log = logging.getLogger(__name__)
 
 LORA = "lora."
-# Of sequences without gradients. The same for every trial, since random draws depend on it.
-EVALUATION_BATCH = 128
 CHECKPOINTS_PER_TRIAL = 10  # a lost process costs at most this share of the budget
 
 
@@ -530,23 +528,32 @@ def measure_once(
     return replace(reports[-1], checkpoint=None, log="".join(report.log for report in reports))
 
 
-def peak_of_a_step(spec: Spec, params: Mapping[str, Any], prepared: Prepared) -> int:
+def peak_of_a_step(
+    spec: Spec, params: Mapping[str, Any], prepared: Prepared, judge: Judge | None
+) -> int:
     """Return the device memory in bytes that a trial of this configuration peaks at.
 
     Two optimizer steps (the second with the optimizer's state in place) on the longest pairs there
-    are, then a forward pass of the reference beside the policy, as at a rung.
+    are, then a rung: sampled answers, scored by the reference beside the policy and by the judge.
+    Where the micro-batch does not fit, a smaller one, as in the trial.
+
+    Raises:
+        torch.OutOfMemoryError: one pair does not fit on the device.
     """
     budget = plan(spec, params)
     probe = Plan(budget.micro_batch, budget.accumulation, 2, (2,))
-    torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory(prefix="preftune-probe-") as folder, _captured_log() as text:
-        _train_once(
-            _Call(spec, params, prepared, lambda report: None, spec.search.seed, None, text),
-            probe,
-            Path(folder),
-            None,
-            longest_first=True,
-        )
-    peak = torch.cuda.max_memory_allocated()
-    _release()
-    return int(peak)
+    while True:
+        _release()
+        with (
+            tempfile.TemporaryDirectory(prefix="preftune-probe-") as folder,
+            _captured_log() as text,
+        ):
+            call = _Call(spec, params, prepared, lambda report: None, spec.search.seed, judge, text)
+            try:
+                _train_once(call, probe, Path(folder), None, longest_first=True)
+                return int(torch.cuda.max_memory_allocated())
+            except torch.OutOfMemoryError:
+                smaller = probe.halved()
+                if smaller is None:
+                    raise
+                probe = smaller

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+# Sequences without gradients at a time. The same for every trial: random draws depend on it.
+EVALUATION_BATCH = 128
+
+
 class DivergedError(ArithmeticError):
     """The model's logits are not finite: there is nothing to sample from."""
 

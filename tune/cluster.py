@@ -77,7 +77,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         # Without an address Ray would join any cluster that it finds on this machine.
-        options |= {"address": "local", "include_dashboard": True, "num_cpus": cpus}
+        options |= {"address": "local", "num_cpus": cpus}
     else:
         modules = {"py_modules": [str(ROOT / name) for name in PACKAGES]}
         options |= {"address": address, "runtime_env": modules | {"env_vars": ENVIRONMENT}}

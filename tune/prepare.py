@@ -313,7 +313,7 @@ def _build_answers(
 
         def build(folder: Path) -> None:
             from trainables.devices import device_and_dtype
-            from trainables.dpo import EVALUATION_BATCH
+            from trainables.generation import EVALUATION_BATCH
             from trainables.judges import load_judge
             from trainables.reference import reference_answers
 

@@ -12,8 +12,7 @@ from trainables.errors import UserError
 from trainables.prepared import Prepared
 from tune.cluster import Cluster, Shipment
 
-# Left free on a shared device: CUDA contexts of the other trials, and what the allocator cannot
-# fill.
+# Of a shared device, left free: a trial takes a little more than a probe of a few steps can see.
 HEADROOM = 0.1
 MOST_ON_ONE_GPU = 8
 
@@ -38,20 +37,19 @@ class Share:
         return f"{self.cpu:g} CPU{'s' if self.cpu != 1 else ''}{gpu} each"
 
 
-def fraction(peak: int, total: int) -> float:
-    """Return the share of a GPU for trials that peak at `peak` of its `total` bytes: 1 / n for n.
+def fraction(needed: int, total: int) -> float:
+    """Return the share of a GPU for trials that need `needed` of its `total` bytes: 1 / n for n."""
+    fit = math.floor(total * (1 - HEADROOM) / needed)
+    return 1 / max(1, min(MOST_ON_ONE_GPU, fit))
 
-    Raises:
-        UserError: one trial does not fit.
+
+def allocatable(gpu: float) -> float:
+    """Return the part of a device's memory that a trial with a share of it may allocate.
+
+    Less than the share, unless it has the device for itself: each process has a CUDA context
+    beside what it allocates.
     """
-    room = total * (1 - HEADROOM)
-    if peak > room:
-        raise UserError(
-            f"one trial needs {peak / 2**30:.1f} GiB of GPU memory and the device has "
-            f"{total / 2**30:.1f}: lower per_device_train_batch_size or max_length, turn "
-            "gradient_checkpointing on, or use LoRA"
-        )
-    return 1 / min(MOST_ON_ONE_GPU, math.floor(room / peak))
+    return gpu * (1 - HEADROOM) if gpu < 1 else 1.0
 
 
 def share(spec: Spec, cluster: Cluster, prepared: Prepared, sent: Shipment) -> Share:
@@ -95,8 +93,8 @@ def widest(spec: Spec) -> dict[str, Any]:
 
 
 def probe(spec: Spec, prepared: Prepared, sent: Shipment) -> float:
-    """Train a few steps of the widest configuration on one GPU and return the share that its peak
-    asks for.
+    """Train a few steps of the widest configuration on one GPU and return the share that what it
+    needs there asks for: its peak, the judge and the CUDA context included.
     """
 
     @ray.remote(num_cpus=1, num_gpus=1, max_retries=0)
@@ -104,12 +102,21 @@ def probe(spec: Spec, prepared: Prepared, sent: Shipment) -> float:
         import torch
 
         from trainables.dpo import peak_of_a_step
+        from tune.worker import ready
 
         try:
-            peak = peak_of_a_step(spec, params, prepared.at(sent.here))
+            judge, _ = ready(spec, Share(cpu=1, gpu=1, concurrent=1))
+            peak = peak_of_a_step(spec, params, prepared.at(sent.here), judge)
         except torch.OutOfMemoryError:
-            return UserError("one step of one pair does not fit on the GPU")
-        return peak, torch.cuda.get_device_properties(0).total_memory
+            return UserError(
+                "one pair of the longest does not fit on the GPU: lower max_length, turn "
+                "gradient_checkpointing on, or use LoRA"
+            )
+        except UserError as error:
+            return error
+        free, total = torch.cuda.mem_get_info()
+        # Nothing else runs there now: what is taken and not by the allocator is the context.
+        return peak + total - free - torch.cuda.memory_reserved(), total
 
     result = ray.get(measure.remote(widest(spec)))
     if isinstance(result, UserError):

@@ -2,7 +2,7 @@
 
 from search_spaces.spec import Spec
 from trainables.judges import Judge, load_judge
-from tune.resources import Share
+from tune.resources import Share, allocatable
 
 
 def ready(spec: Spec, share: Share) -> tuple[Judge | None, str]:
@@ -20,7 +20,7 @@ def ready(spec: Spec, share: Share) -> tuple[Judge | None, str]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         # A trial that outgrows its share fails alone, instead of taking its neighbours' memory.
-        torch.cuda.set_per_process_memory_fraction(share.gpu or 1.0)
+        torch.cuda.set_per_process_memory_fraction(allocatable(share.gpu or 1.0))
     else:
         torch.set_num_threads(max(1, int(share.cpu)))
     return None if spec.judge is None else load_judge(spec.judge, device), name
