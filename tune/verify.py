@@ -75,6 +75,9 @@ def verify(
     Each finalist's own checkpoint and its re-runs on fresh seeds are measured on the test split, as
     Ray tasks with a trial's resources. A measurement that a resumed run finds on the disk is not
     made again.
+
+    Raises:
+        UserError: a measurement failed. The others are kept; a resumed run makes it again.
     """
     finalists = study.finalists(spec.verify.finalists)
     jobs: list[tuple[int, int | None]] = [(trial.number, None) for trial in finalists]
@@ -114,14 +117,27 @@ def verify(
         else:
             waiting[measure.remote(*job)] = job
     reference = {line["row"]: line for line in read_lines(answers)}
+    failures = []
     while waiting:
         (ready,), _ = ray.wait(list(waiting), num_returns=1)
         job = waiting.pop(ready)
         report: Report = ray.get(ready)
         record.log(job[0], report.log)
+        if report.failed:
+            # Not NaN, which would read as a configuration that does not beat the reference.
+            failures.append((job, report.failed))
+            continue
         done[job] = _measured(spec, report, reference)
         _save(folder, job, done[job])
         progress.verified(*job, done[job].measures, len(jobs) - len(waiting), len(jobs))
+    if failures:
+        (number, seed), cause = failures[0]
+        on = "its own checkpoint" if seed is None else f"seed {seed}"
+        raise UserError(
+            f"{len(failures)} of {len(jobs)} measurements on the test split failed, trial {number} "
+            f"with {on} among them: {cause}. Mend it, then go on with "
+            f"`preftune resume {record.folder.name}`"
+        )
     pairs = pyarrow.parquet.read_metadata(prepared.test.pairs).num_rows
     verdict = {**decide(spec, params, done, reference), "test_pairs": pairs}
     write_json(record.folder / "verdict.json", verdict)
@@ -129,7 +145,7 @@ def verify(
 
 
 def _measured(spec: Spec, report: Report, reference: dict[int, dict[str, Any]]) -> Measured:
-    if report.failed or report.diverged or report.deltas is None:
+    if report.diverged or report.deltas is None:
         nothing = np.array([math.nan])
         return Measured({}, nothing, nothing)
     scores = np.array(
