@@ -142,12 +142,49 @@ def trial_detail(run: Run, n: int, samples: int = 3) -> RenderableType:
     return Group(*parts)
 
 
-def data_report_table(run: Run) -> Table:
-    """What was loaded, dropped and truncated: each figure of `data_report.json` on a line."""
-    table = _table("data", "value")
-    for key, value in _flat(run.data_report() or {"data_report.json": "missing"}):
-        table.add_row(Text(plain(key)), Text(compact(value)))
-    return table
+def data_report_table(run: Run) -> RenderableType:
+    """What was loaded, and of each split what was dropped, why, and what is left."""
+    report = run.data_report()
+    if report is None:
+        return Text("data_report.json is missing: what was loaded and dropped is unknown")
+    source, splits = report.get("source") or {}, report.get("splits") or {}
+    revision = f" at {source['revision']}" if source.get("revision") else ""
+    head = (
+        f"{source.get('path', '?')}{revision}, split {source.get('split', '?')}: "
+        f"{_count(source.get('rows'))} rows, test {_count(report.get('test_fraction'))}, "
+        f"seed {_count(report.get('seed'))}, max_length {_count(report.get('max_length'))}"
+    )
+    table = _table("data", *splits)
+    for column in table.columns[1:]:
+        column.justify = "right"
+
+    def row(label: str, cells: Iterable[str]) -> None:
+        table.add_row(label, *(Text(plain(cell)) for cell in cells))
+
+    found: list[dict[str, Any]] = [split or {} for split in splits.values()]
+    row("raw rows", (_count(split.get("raw")) for split in found))
+    for reason, words in (report.get("reasons") or {}).items():
+        dropped = [(split.get("dropped") or {}).get(reason) for split in found]
+        if any(dropped):
+            row(f"- {plain(words)}", map(_count, dropped))
+    row("kept", (_count(split.get("kept")) for split in found))
+    row("distinct prompts", (_count(split.get("distinct_prompts")) for split in found))
+    row("with an answer cut at max_length", (_share(split.get("truncated")) for split in found))
+    longer = (_share(split.get("longer_is_chosen")) for split in found)
+    row("the longer answer is the chosen one", longer)
+    for name in ("prompt_tokens", "answer_tokens"):
+        tokens = [split.get(name) or {} for split in found]
+        label = f"{name.replace('_', ' ')}, median / 95th percentile"
+        row(label, (f"{_count(t.get('median'))} / {_count(t.get('p95'))}" for t in tokens))
+    return Group(Text(plain(head)), table)
+
+
+def _count(value: object) -> str:
+    return "-" if value is None else compact(value)
+
+
+def _share(value: object) -> str:
+    return f"{100 * value:.1f} %" if isinstance(value, int | float) else "-"
 
 
 def _facts(run: Run, trial: Trial) -> list[tuple[str, str]]:
@@ -190,11 +227,3 @@ def _fold(name: str, width: int = 7) -> str:
             lines.append("")
         lines[-1] += f"_{part}"
     return "\n".join(lines)
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, dict):
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item

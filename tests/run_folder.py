@@ -286,7 +286,25 @@ def write_run(
     write_json(folder / "run.json", info)
     write_json(
         folder / "data_report.json",
-        {"splits": {"train": {"raw": 2000, "kept": 1950}}, "longer_answer_accuracy": 0.51},
+        {
+            "source": {"path": "quickstart", "revision": None, "split": "train", "rows": 4000},
+            "test_fraction": 0.2,
+            "seed": 42,
+            "max_length": 128,
+            "reasons": {"empty_answer": "an answer is empty", "template": "it is refused"},
+            "splits": {
+                "train": {
+                    "raw": 2000,
+                    "kept": 1950,
+                    "dropped": {"empty_answer": 50, "template": 0},
+                    "distinct_prompts": 1900,
+                    "truncated": 0.125,
+                    "longer_is_chosen": 0.51,
+                    "prompt_tokens": {"median": 20, "p95": 24},
+                    "answer_tokens": {"median": 12, "p95": 18.6},
+                }
+            },
+        },
     )
     _write_search(folder, unfinished=state != "done")
     if state == "done":

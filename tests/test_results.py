@@ -197,7 +197,12 @@ def test_trial_detail_shows_answers_as_text(storage: Path) -> None:
 
 
 def test_other_tables(storage: Path) -> None:
-    assert "splits.train.kept" in text(data_report_table(open_run("won", storage)))
+    shown = text(data_report_table(open_run("won", storage)))
+    assert "quickstart, split train: 4000 rows, test 0.2, seed 42, max_length 128" in shown
+    rows = {line[:40].strip(): line[40:].strip() for line in shown.splitlines()[3:]}
+    assert rows["- an answer is empty"] == "50" and "- it is refused" not in rows
+    assert rows["with an answer cut at max_length"] == "12.5 %" and rows["kept"] == "1950"
+    assert rows["answer tokens, median / 95th percentile"] == "12 / 18.6"
     shown = text(runs_table(list_runs(storage)))
     assert all(name in shown for name in ("won", "lost", "live", "searching"))
 
