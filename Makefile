@@ -7,7 +7,7 @@ TOKENIZER := $(firstword $(wildcard ../shared/data/gpt2-tokenizer) openai-commun
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test chat lint bench gpu-check clean
+.PHONY: install demo test chaos chat lint bench gpu-check clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -24,7 +24,11 @@ chat: install
 	$(BIN)/preftune chat
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu and not network'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu and not network and not chaos'
+
+# Whole searches whose processes, nodes and disks are taken away: minutes more than `make test` has.
+chaos: install
+	$(BIN)/python -m pytest -n 2 --dist load -m chaos
 
 # What only a CUDA device can show: NaN in sampling, random state, bf16, memory.
 gpu-check: install

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "140"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, "COLUMNS": "140"}
 
 
 def preftune(place: Path, *arguments: str, code: int = 0) -> str:
@@ -25,7 +26,7 @@ def preftune(place: Path, *arguments: str, code: int = 0) -> str:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr
@@ -48,7 +49,7 @@ def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, f"ended too early:\n{process.communicate()[0]}"
         assert time.monotonic() < deadline

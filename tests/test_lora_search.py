@@ -24,9 +24,9 @@ space:
 lora: {lora_alpha: 16, target_modules: [c_attn, c_proj, c_fc], fan_in_fan_out: true}
 training: {max_length: 128, beta: 1.0, loss_type: [sigmoid, sft]}
 evaluation: {prompts: 32, max_new_tokens: 24}
-budget: {pairs: 432}
+budget: {pairs: 288}
 search: {trials: 2, seed: 7, scheduler: none}
-verify: {finalists: 1, seeds: 2, prompts: 256}
+verify: {finalists: 1, seeds: 2, prompts: 128}
 resources: {gpu: 0}
 """
 

@@ -20,9 +20,9 @@ space:
   per_device_train_batch_size: {choice: [4, 8]}
 training: {max_length: 128, loss_type: [sigmoid, sft]}
 evaluation: {prompts: 32, max_new_tokens: 24}
-budget: {pairs: 288}
+budget: {pairs: 144}
 search: {trials: 5, concurrent: 1, seed: 7}
-verify: {finalists: 2, seeds: 2, prompts: 128}
+verify: {finalists: 2, seeds: 1, prompts: 128}
 resources: {gpu: 0}
 """
 
@@ -135,7 +135,7 @@ def test_interrupted_killed_and_resumed_search_is_the_undisturbed_one(
     wait_for(lambda: len(lines(decisions)) > known, process)
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    process.wait()
+    process.communicate()
     for child in family:  # a rebooted head leaves no Ray daemon behind either
         if child.is_running():
             child.kill()
