@@ -47,11 +47,7 @@ def story(run: Run) -> dict[str, Any]:
     trials = [(t.number, t.state, t.params, t.value) for t in run.trials()]
     return {
         "trials": trials,
-        # Ray puts a trial whose process died at the end of its queue, so two trials may change
-        # places; what each of them measured and met at each rung may not.
-        "decisions": sorted(
-            (d["trial"], d["rung"], d["value"], d["decision"]) for d in run.decisions()
-        ),
+        "decisions": timeless(run.decisions()),
         "verdict": timeless(run.verdict()),
     }
 

@@ -134,3 +134,20 @@ def test_excess_is_positive_when_a_bound_is_broken(
     bound: Bound, value: float | None, expected: float
 ) -> None:
     assert excess(bound, value) == expected
+
+
+def test_trial_that_ray_gave_up_comes_next(tmp_path: Path) -> None:
+    """Twice; a third time would be once too often."""
+    study = Study(spec_of(), tmp_path)
+    searcher = StudySearcher(study, 8, lambda: None, lambda: False)
+    for attempt in ("a", "b", "c"):
+        suggested = searcher.suggest(attempt)
+        assert isinstance(suggested, dict) and suggested["number"] == 0
+        searcher.on_trial_complete(attempt, error=True)
+    study.tell(0, "error", "its process died")
+    suggested = searcher.suggest("d")
+    assert isinstance(suggested, dict) and suggested["number"] == 1
+    finish(study, 1, 0.6)
+    searcher.on_trial_complete("d", error=True)
+    suggested = searcher.suggest("e")
+    assert isinstance(suggested, dict) and suggested["number"] == 2

@@ -24,10 +24,9 @@ from tune.progress import Progress
 from tune.record import Record
 from tune.resources import Share
 from tune.scheduler import RungScheduler
-from tune.searcher import Study, StudySearcher
+from tune.searcher import RESTARTS, Study, StudySearcher
 
 TRIAL = "trial_"  # Ray's name of a trial is this and its number
-RESTARTS = 2  # of a trial whose process died
 STOP = "stop"  # a file of this name in the run folder ends the search after the next rungs
 
 
@@ -165,7 +164,7 @@ def search(
                     keep_weights(spec, study, record.folder, running=False)
                 raise
         keep_weights(spec, study, record.folder, running=False)
-        # Ray gives a trial up for good when a used worker dies while taking it over.
+        # One that Ray gave up after the last of the others had been handed out.
         if not study.unfinished():
             return
     for number in study.unfinished():
@@ -189,7 +188,7 @@ def _tuner(
         tune_config=TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
-            num_samples=shared.spec.trials + len(searcher.waiting),
+            num_samples=-1,  # the searcher says when there are no more
             max_concurrent_trials=share.concurrent,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{TRIAL}{trial.config['number']:04d}",
@@ -215,7 +214,8 @@ def keep_weights(spec: Spec, study: Study, folder: Path, *, running: bool) -> No
     """
     best = {trial.number for trial in study.finalists(spec.verify.finalists)}
     for path in folder.glob(f"tune/*/{TRIAL}*/checkpoint_*"):
-        trial = study.trial(int(path.parent.name.removeprefix(TRIAL)))
+        # Ray adds to the name where it has given a trial up and got it again.
+        trial = study.trial(int(path.parent.name.removeprefix(TRIAL).partition("_")[0]))
         unfinished = not trial.state.is_finished()
         if unfinished and running:
             continue

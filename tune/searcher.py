@@ -28,6 +28,7 @@ from tune.driver_only import DriverOnly
 from tune.record import drop_partial_line
 
 STUDY = "search"
+RESTARTS = 2  # of a trial whose process died
 NOT_FINITE = "finite"  # the constraint that a NaN or infinite objective breaks
 
 
@@ -215,6 +216,7 @@ class StudySearcher(DriverOnly, Searcher):
         self.ended = ended
         self.over = over
         self.waiting = study.unfinished()
+        self.given: dict[str, int] = {}  # Ray's id of a trial -> its number
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the configuration of a new Ray trial:
@@ -230,12 +232,21 @@ class StudySearcher(DriverOnly, Searcher):
             return str(Searcher.FINISHED)
         else:
             number, params = self.study.ask()
+        self.given[trial_id] = number
         return {"number": number, "params": params, "resume_from": checkpoint}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Say that a trial ended; the scheduler has told the study how."""
+        """Say that a trial ended; the scheduler has told the study how.
+
+        Ray gives a trial up for good when a used worker dies while taking it over. Such a one comes
+        next, in its turn: with one worker, ASHA then decides as if nothing had happened.
+        """
+        number = self.given[trial_id]
+        again = list(self.given.values()).count(number) <= RESTARTS
+        if error and again and not self.study.trial(number).state.is_finished():
+            self.waiting.insert(0, number)
         self.ended()
 
     def save(self, checkpoint_path: str) -> None:
