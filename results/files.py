@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the file is there but holds no JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); restore it, or open another run."
-        ) from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; restore it, or open another run.")
-    return value
+    return _mapping(path, json.loads, "JSON object")
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:
@@ -35,8 +26,12 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the file is there but holds no YAML mapping.
     """
+    return _mapping(path, yaml.safe_load, "YAML mapping")
+
+
+def _mapping(path: Path, parse: Callable[[str], Any], kind: str) -> dict[str, Any] | None:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -45,7 +40,7 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
             f"{path} cannot be read ({reason}); restore it, or open another run."
         ) from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no YAML mapping; restore it, or open another run.")
+        raise UserError(f"{path} holds no {kind}; restore it, or open another run.")
     return value
 
 

@@ -147,10 +147,10 @@ def test_search_shares_the_device_and_gives_it_back(tmp_path: Path) -> None:
     printed = preftune(tmp_path, "run", "gpu.yaml", "--name", "gpu")
     run = open_run(tmp_path / "runs" / "gpu")
     assert run.state == "done" and len(run.trials()) == 6
-    assert "of a GPU each" in printed and "6 at once" not in printed.partition("searching")[0]
+    assert "of a GPU each" in printed
     name = torch.cuda.get_device_name(0)
     for trial in run.trials():
-        assert trial.state in ("complete", "pruned") and name in str(trial.attrs), trial
+        assert trial.state != "failed" and trial.attrs["device"] == name, trial
     assert run.verdict() is not None
     assert torch.cuda.mem_get_info()[0] >= before - 64 * MB
     shutil.rmtree(tmp_path)

@@ -1,7 +1,6 @@
 """The reference's stored log-probs and answers, made from prepared files by the small base."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,6 @@ from trainables.reference import (
 CPU = torch.device("cpu")
 PAIRS = 24
 OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "batch_size": 32}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: on models this small more of them only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
