@@ -244,8 +244,10 @@ def leaderboard(run: Run) -> list[Trial]:
         unknown = trial.value is None or math.isnan(trial.value)
         value = math.inf if trial.value is None or unknown else sign * trial.value
         rank = STATES.index(trial.state)
-        # Values at different rungs are measures of different things: the rung goes first.
-        return (rank, -trial.pairs, value, trial.number) if rank < 3 else (rank, trial.number)
+        # Values at different rungs are measures of different things: the rung goes first. Not the
+        # pairs seen there, which a batch rounds up.
+        rung = max(trial.rungs, default=0)
+        return (rank, -rung, value, trial.number) if rank < 3 else (rank, trial.number)
 
     return sorted(run.trials(), key=key)
 

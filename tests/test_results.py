@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from run_folder import write_run
 
 from results.card import model_card
 from results.errors import UserError
-from results.run import leaderboard, list_runs, open_run
+from results.run import Run, leaderboard, list_runs, open_run
 from results.tables import (
     data_report_table,
     leaderboard_table,
@@ -69,6 +70,17 @@ def test_leaderboard_order(storage: Path) -> None:
     # Complete .81 and .74; stopped at 533 pairs (.58) before 178 (.51); then the lost ones.
     numbers = [trial.number for trial in leaderboard(open_run("won", storage))]
     assert numbers == [0, 3, 4, 1, 2, 5]
+
+
+def test_batch_that_rounds_a_rung_up_moves_no_trial(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the rung of 178 pairs, batches of 4 have seen 180 and batches of 8 have seen 184."""
+    run = open_run("won", storage)
+    better = replace(run.trials()[1], pairs=180)
+    worse = replace(better, number=6, pairs=184, value=0.4)
+    monkeypatch.setattr(Run, "trials", lambda self: [worse, better])
+    assert [trial.number for trial in leaderboard(run)] == [1, 6]
 
 
 def test_reading_alters_nothing(storage: Path) -> None:
