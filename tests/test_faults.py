@@ -172,7 +172,7 @@ def test_full_disk_and_lost_storage_end_the_search_not_its_trials(
 
 
 @pytest.mark.chaos
-def test_second_driver_stop_going_on_and_sigterm(place: Path) -> None:
+def test_second_driver_stop_sigterm_and_sigint(place: Path) -> None:
     laid_out(place)
     folder = place / "runs" / "halt"
     one_by_one = ("--set", "search.concurrent=1", "--set", "search.trials=9")
@@ -189,16 +189,19 @@ def test_second_driver_stop_going_on_and_sigterm(place: Path) -> None:
     assert 1 <= ended < 9 and all(trial.state != "running" for trial in run.trials())
     assert "is not going on" in preftune(place, "stop", "halt", code=1)
 
-    process = start(place, "resume", "halt", "--trials", "+1")
-    wait_for(lambda: len(lines(folder / "decisions.jsonl")) > ended, process)
-    assert open_run(folder).spec["search"]["trials"] == 10
-    process.send_signal(signal.SIGTERM)
-    printed = process.communicate(timeout=100)[0]
-    assert process.returncode == 130, printed
-    assert "preftune resume halt" in printed and "Traceback" not in printed
-    assert open_run(folder).state == "interrupted"
+    for number, more in ((signal.SIGTERM, ("--trials", "+1")), (signal.SIGINT, ())):
+        known = len(lines(folder / "decisions.jsonl"))
+        process = start(place, "resume", "halt", *more)
+        wait_for(lambda known=known: len(lines(folder / "decisions.jsonl")) > known, process)
+        assert open_run(folder).spec["search"]["trials"] == 10
+        process.send_signal(number)
+        printed = process.communicate(timeout=100)[0]
+        assert process.returncode == 130, printed
+        assert "preftune resume halt" in printed and "Traceback" not in printed
+        assert open_run(folder).state == "interrupted"
 
 
+@pytest.mark.chaos
 def test_search_whose_time_is_up_ends_in_order(place: Path) -> None:
     """Before any trial began: nothing to verify, and the state says that it was cut short."""
     laid_out(place)
@@ -228,6 +231,7 @@ time.sleep(100)
     claim(tmp_path).release()
 
 
+@pytest.mark.chaos
 def test_preparation_that_keeps_dying_is_told_in_one_sentence(tmp_path: Path) -> None:
     """Its task is started three times; then the command ends with what `run_search` raises."""
     code = """

@@ -1,6 +1,5 @@
 """Whole searches through real Ray, small enough for a test."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -105,21 +104,13 @@ def test_winner_is_a_plain_folder_that_transformers_loads(whole: tuple[Run, str]
 
 
 @pytest.mark.timeout(300)
-def test_interrupted_killed_and_resumed_search_is_the_undisturbed_one(
+def test_killed_and_resumed_search_is_the_undisturbed_one(
     place: Path, whole: tuple[Run, str]
 ) -> None:
-    """Ctrl-C, then a dead worker, then SIGKILL of the driver: same trials, decisions and winner."""
+    """A dead worker, then SIGKILL of the driver: same trials, decisions and winner."""
     folder = place / "runs" / "torn"
     decisions = folder / "decisions.jsonl"
     process = start(place, "run", "tiny.yaml", "--name", "torn")
-    wait_for(lambda: len(lines(decisions)) >= 2, process)
-    process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=120)[0]
-    assert process.returncode == 130, printed
-    assert "preftune resume torn" in printed and "Traceback" not in printed
-    assert open_run(folder).state == "interrupted"
-
-    process = start(place, "resume", "torn")
     wait_for(lambda: len(lines(decisions)) >= 3, process)
     worker = next(
         child
@@ -159,6 +150,7 @@ def test_wild_search_ends_in_no_configuration_and_push_refuses(place: Path) -> N
         *("--set", "search.trials=2"),
         *("--set", "search.scheduler=none"),
         *("--set", "objective.constraints.kl=null"),
+        *("--set", "verify.finalists=1"),
     )
     assert "No configuration beats the reference" in printed
     run = open_run(place / "runs" / "wild")

@@ -97,7 +97,7 @@ def source_of(
 
         source["sha256"] = checksum(Path(world.__file__))  # the rows are drawn by this file
     elif in_hub(path):
-        source["revision"] = pin_dataset(path, revision) or revision
+        source["revision"] = commit_of(path, revision) or revision
     elif where.is_file():
         source["sha256"] = checksum(where)
     elif where.is_dir():
@@ -114,12 +114,22 @@ def in_hub(path: str) -> bool:
     return path != QUICKSTART and not path.endswith(FILES) and is_hub_id(path)
 
 
+def commit_of(path: str, revision: str | None) -> str | None:
+    """Return the commit of a Hub data set; None where only its cached copy is in reach.
+
+    Raises:
+        UserError: if there is no such data set, or neither the Hub nor a copy can be reached.
+    """
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___")
+    commit = pin_dataset(path, revision)
+    if commit is None and not cache.is_dir():
+        raise unreachable("dataset", path)
+    return commit
+
+
 def from_hub(path: str, name: str | None, revision: str | None) -> DatasetDict:
     """Load a Hub data set, or its cached copy while the Hub is out of reach."""
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___")
-    # Asked first because `datasets` takes many retries to find out that the Hub is out of reach.
-    if pin_dataset(path, revision) is None and not cache.is_dir():
-        raise unreachable("dataset", path)
+    commit_of(path, revision)  # `datasets` takes many retries to find out what this finds at once
     with hub_errors("dataset", path, revision), loading(path, name):
         return datasets.load_dataset(path, name, revision=revision)
 
