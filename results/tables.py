@@ -91,7 +91,8 @@ def verdict_panel(run: Run) -> Panel:
     table.add_row("reference", *cells(verdict.get("reference") or {}))
     for finalist in verdict.get("finalists") or []:
         test = finalist.get("test") or {}
-        beats = "yes" if finalist.get("beats_reference") else "no"
+        broken = ", ".join(map(plain, finalist.get("broken") or []))
+        beats = "yes" if finalist.get("beats_reference") else f"no: {broken}" if broken else "no"
         row = (*cells(test, finalist), measure(test, "kl"), beats)
         table.add_row(str(finalist.get("number")), *row)
         for seed in finalist.get("fresh_seeds") or []:

@@ -1,9 +1,10 @@
 """The grammar of a search as types: every key, its default, and what can be said of it alone."""
 
 import math
+import os.path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from search_spaces import reading
@@ -122,7 +123,9 @@ class Spec(_Section):
     verify: Verify = Verify()
     resources: Resources = Resources()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    storage: str = Field(default="runs", min_length=1)
+    storage: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        default="runs", min_length=1
+    )
     checkpoints: str | None = None
     trackers: list[str] = []
 

@@ -51,6 +51,18 @@ def test_rungs_are_in_pairs(
     assert found.steps * found.effective_batch == pairs_at_the_end
 
 
+def test_batch_that_reaches_several_rungs_at_once_reports_the_last(
+    small_spec: Spec, prepared: Prepared
+) -> None:
+    """Rungs at 1, 3 and 8 pairs, and a batch of 8: one step reaches them all."""
+    spec = small_spec.model_copy(
+        update={"budget": small_spec.budget.model_copy(update={"pairs": 8})}
+    )
+    found = reports_of(spec, prepared)
+    assert plan(spec, PARAMS).rung_steps == (1, 1, 1)
+    assert [(report.rung, report.pairs) for report in found] == [(2, 8)]
+
+
 def test_every_batch_size_sees_the_same_pairs_in_the_same_order() -> None:
     """10 rows, two and a half epochs: each epoch holds every row once."""
     order = in_order(10, 25, seed=3)
@@ -179,6 +191,22 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(
     assert loss == pytest.approx(expected, rel=1e-3)  # the same steps, summed in another order
 
 
+def test_rung_that_does_not_fit_names_what_to_lower(
+    small_spec: Spec, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A smaller micro-batch would not help: answers are sampled in batches of their own."""
+    attempts = []
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        attempts.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(dpo, "evaluate", full)
+    found = measure_once(small_spec, PARAMS, prepared, seed=1, checkpoint=None, judge=None)
+    assert found.failed is not None and "evaluation.max_new_tokens" in found.failed
+    assert len(attempts) == 1
+
+
 def test_one_pair_that_does_not_fit_fails_with_the_way_out(
     small_spec: Spec, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +263,9 @@ def test_finished_checkpoint_is_measured_without_training(
     found: list[Report] = []
     train(small_spec, PARAMS, prepared, keep, seed=1, judge=judge)
     again = measure_once(small_spec, PARAMS, prepared, seed=1, checkpoint=saved, judge=judge)
+    (saved / "config.json").write_text("{}")
+    damaged = measure_once(small_spec, PARAMS, prepared, seed=1, checkpoint=saved, judge=judge)
+    assert damaged.failed is not None and "config.json has changed" in damaged.failed
     assert again.measures["win_rate"] == found[-1].measures["win_rate"]
     np.testing.assert_array_equal(again.deltas, found[-1].deltas)
 

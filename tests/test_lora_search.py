@@ -1,7 +1,5 @@
 """A whole search of LoRA adapters through real Ray, to a merged winner."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import yaml
@@ -59,7 +57,7 @@ def test_best_is_the_adapter_merged_and_measures_as_the_verdict_says(searched: R
     names = {name for name, _ in load_model(BASE).named_parameters()}
     assert {name for name, _ in best.named_parameters()} == names
 
-    checkpoint = Path(searched.trial(verdict["winner"]).attrs["checkpoint"])
+    checkpoint = searched.folder / searched.trial(verdict["winner"]).attrs["checkpoint"]
     adapted = PeftModel.from_pretrained(load_model(BASE), str(checkpoint))
     merged = log_ratios(searched, best)
     np.testing.assert_allclose(merged, log_ratios(searched, adapted), atol=1e-3)

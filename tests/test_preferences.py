@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from trainables.chat_template import settle
+from trainables.chat_template import OURS, settle
 from trainables.errors import UserError
 from trainables.pairs import Unusable, read_pair
 from trainables.preferences import (
@@ -276,6 +276,14 @@ def test_the_token_that_ends_a_turn_becomes_eos_and_pads() -> None:
         "<|im_end|>",
         size,
     )
+
+
+def test_of_several_named_templates_the_plain_one_stays() -> None:
+    """Each other one would be a file in a folder of its own beside the model that is published."""
+    template = OURS.read_text(encoding="utf-8")
+    given = byte_tokenizer(template)
+    given.chat_template = {"default": template, "tool_use": "{{ 1 }}"}
+    assert settle(given).tokenizer.chat_template == template
 
 
 def test_a_template_without_an_end_of_turn_gets_eos_and_an_own_padding_token_stays() -> None:

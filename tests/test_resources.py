@@ -37,7 +37,9 @@ def test_trials_on_one_device_leave_room_for_their_contexts() -> None:
 
 
 def cluster(cpus: float, gpus: float) -> Cluster:
-    return Cluster(dashboard=None, node="n", single=True, nodes=1, cpus=cpus, gpus=gpus)
+    return Cluster(
+        dashboard=None, node="n", single=True, nodes=1, cpus=cpus, gpus=gpus, most_cpus=cpus
+    )
 
 
 def of(spec: Spec, cpus: float, gpus: float, **asked: object) -> Share:
@@ -66,7 +68,7 @@ def test_auto_probes_only_where_there_is_a_gpu(small_spec: Spec, monkeypatch: Mo
 
 
 def test_more_than_there_is_is_refused(small_spec: Spec) -> None:
-    with pytest.raises(UserError, match=r"resources.cpu: 4 is more than the 2 CPUs"):
+    with pytest.raises(UserError, match=r"4 is more than the 2 CPUs that a node has"):
         of(small_spec, 2, 0, gpu=0, cpu=4)
     with pytest.raises(UserError, match=r"resources.gpu: 0.5, and Ray sees no GPU"):
         of(small_spec, 2, 0, gpu=0.5)

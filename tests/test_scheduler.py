@@ -1,15 +1,22 @@
 """ASHA over pairs, on numbers small enough to rank by hand."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from optuna.trial import TrialState
+from ray.exceptions import RayTaskError
 
 from search_spaces.spec import Spec, validate
+from trainables.errors import UserError
 from trainables.report import Report
+from trainables.store import build_once, checksum, write_text
+from tune.prepare import recorded
 from tune.record import Record, create
+from tune.run import _sentence
 from tune.scheduler import RungScheduler, goes_on
+from tune.search import keep_weights
 from tune.searcher import Study
 
 
@@ -195,3 +202,64 @@ def test_every_decision_replays_from_its_own_line(spec: Spec) -> None:
         assert decision.value is not None
         on = goes_on(decision.value, decision.others, decision.direction)
         assert (decision.decision == "continue") is on
+
+
+def test_kept_weights_are_found_after_the_run_folder_moved(spec: Spec, tmp_path: Path) -> None:
+    """A running trial's checkpoint is known from the run folder on, not by an absolute path."""
+    desk = Desk(spec)
+    number, _ = desk.study.ask()
+    desk.study.note(number, checkpoint="tune/01/trial_0000/checkpoint_000001")
+    for name in ("checkpoint_000000", "checkpoint_000001"):
+        (desk.record.folder / "tune" / "01" / "trial_0000" / name).mkdir(parents=True)
+    moved = tmp_path / "elsewhere"
+    desk.record.folder.rename(moved)
+    link = tmp_path / "link"
+    link.symlink_to(moved)
+    study = Study(spec, link)
+    keep_weights(spec, study, running=False)
+    kept = study.checkpoint(number)
+    assert kept is not None and kept.is_dir()
+    assert [path.name for path in kept.parent.iterdir()] == ["checkpoint_000001"]
+
+
+def test_result_that_ray_repeats_ends_the_trial(spec: Spec) -> None:
+    """A function that returned without its last rung: Ray sends what it sent before, once more."""
+    desk = Desk(spec)
+    number, _ = desk.study.ask()
+    trial = SimpleNamespace(trial_id="a", config={"number": number})
+    assert desk.scheduler.on_trial_result(None, trial, {"done": True}) == "STOP"
+    assert desk.study.trial(number).state == TrialState.FAIL
+
+
+def test_errors_of_tasks_are_told_in_their_own_words(tmp_path: Path) -> None:
+    """Ray's text of an exception in a task is a traceback, whatever its class."""
+    cause = UserError("`precision: bf16` on a T4, which has no bf16")
+    error = RayTaskError("score", "Traceback (most recent call last): ...", cause)
+    told = _sentence(error.as_instanceof_cause(), tmp_path / "mine")
+    assert told == "`precision: bf16` on a T4, which has no bf16"
+
+
+def test_run_goes_on_with_what_it_began_with_or_says_what_changed(
+    spec: Spec, tmp_path: Path
+) -> None:
+    judge = tmp_path / "judge.py"
+    judge.write_text("def judge(prompts, answers): return [len(a) for a in answers]")
+    spec = spec.model_copy(update={"judge": str(judge)})
+    record = create(spec, "t", True, "test")
+    assert recorded(spec, record) is None  # nothing is prepared yet
+    names = {"sft": None}
+    for stage in ("data", "reference", "answers"):
+        inputs = {"judge": checksum(judge), "stage": stage}
+        made = build_once(
+            tmp_path / "runs" / "prepared", stage, inputs, lambda out: write_text(out / "x", "x")
+        )
+        names[stage] = made.name
+    record.update(prepared=names, model={"folder": str(tmp_path)})
+    found = recorded(spec, record)
+    assert found is not None and found.test.pairs.parent.name == names["data"]
+    assert found.search.model == tmp_path
+    judge.write_text("def judge(prompts, answers): return [0 for a in answers]")
+    with pytest.raises(UserError, match="is not the one that run t began with"):
+        recorded(spec, record)
+    (tmp_path / "runs" / "prepared" / str(names["data"]) / "x").write_text("y")
+    assert recorded(spec, record) is None  # damaged: to be made again, and compared by name

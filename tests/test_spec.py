@@ -588,3 +588,8 @@ def test_any_text_is_a_spec_or_a_spec_error(tmp_path: Path, text: str, override:
             assert isinstance(load(source, overrides), Spec)
         except SpecError as error:
             assert error.problems
+
+
+def test_storage_may_start_at_home(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load(base, ["storage=~/runs"]).storage == "/home/me/runs"

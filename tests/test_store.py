@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from searching import environment
 
-from trainables.store import build_once, damage, key_of, seal, storage_fault, write_json
+from trainables.store import build_once, damage, json_text, key_of, seal, storage_fault, write_json
 
 INPUTS = {"source": "rows", "seed": 1}
 
@@ -146,3 +147,8 @@ def test_storage_fault_tells_a_full_disk_from_a_missing_file(
     error: Exception, words: str | None
 ) -> None:
     assert storage_fault(error) == words
+
+
+def test_numbers_that_json_has_not_are_null() -> None:
+    value = {"a": math.nan, "b": [1.5, -math.inf], "c": (True, "x", None)}
+    assert json.loads(json_text(value)) == {"a": None, "b": [1.5, None], "c": [True, "x", None]}

@@ -1,15 +1,19 @@
 """The verdict, on finalists whose truth is known."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from search_spaces.spec import Spec, validate
+from trainables.report import Report
 from tune.verify import (
     Measured,
+    _measured,
     bounds,
+    by_prompt,
     configuration_draws,
     decide,
     fresh_seeds,
@@ -42,7 +46,9 @@ def measured(share_won: float, shift: int = 0) -> Measured:
     """A model that wins the given share of the prompts and loses the rest."""
     wins = np.roll(np.arange(PROMPTS) < share_won * PROMPTS, shift)
     gains = np.where(wins, 0.5, -0.5)
-    return Measured({"win_rate": float(wins.mean()), "judge_score": 0.8}, gains, gains * 2)
+    return Measured(
+        {"win_rate": float(wins.mean()), "judge_score": 0.8, "kl": 1.0}, gains, gains * 2
+    )
 
 
 def verdict(spec: Spec, shares: dict[int, tuple[float, float, float]]) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def test_spread_of_seeds_widens_the_interval() -> None:
 
 
 def test_pair_loss_is_better_when_it_is_smaller(spec: Spec) -> None:
-    objective = spec.objective.model_copy(update={"metric": "pair_loss"})
+    objective = spec.objective.model_copy(update={"metric": "pair_loss", "constraints": {}})
     spec = spec.model_copy(update={"objective": objective, "judge": None})
     gains = np.full(PROMPTS, 0.3) + np.linspace(-0.1, 0.1, PROMPTS)
     done = {
@@ -143,3 +149,35 @@ def test_verification_measures_once_at_the_full_budget_with_its_own_prompts(spec
     once = verification_spec(spec)
     assert once.rungs_pairs == [900]
     assert once.evaluation.prompts == PROMPTS
+
+
+def test_pairs_of_a_prompt_are_drawn_together() -> None:
+    """Prompts a, b, a with gains 1, 2, 3: sums 4 and 2, times 2 prompts / 3 pairs."""
+    found = by_prompt(np.array([1.0, 2.0, 3.0]), ["a", "b", "a"])
+    np.testing.assert_allclose(found, [8 / 3, 4 / 3])
+    assert found.mean() == pytest.approx(2.0)
+
+
+def test_winner_keeps_to_the_limits_of_the_search(spec: Spec) -> None:
+    """0.8 of the prompts, but 30 nats away from the reference, where 20 are allowed."""
+    seeds = (None, *fresh_seeds(spec))
+    done = {(3, seed): measured(0.8, shift=37) for seed in seeds}
+    assert decide(spec, {3: {"beta": 0.1}}, done, REFERENCE)["passing"]
+    own, fresh = done[3, None], done[3, seeds[1]]
+    far = replace(own, measures={**own.measures, "kl": 30.0})
+    found = decide(spec, {3: {"beta": 0.1}}, {**done, (3, None): far}, REFERENCE)
+    assert found["outcome"] == "none" and found["finalists"][0]["broken"] == ["kl 30"]
+    assert found["sentence"].endswith("Outside the search's limits there: trial 3 (kl 30).")
+    far = replace(fresh, measures={**fresh.measures, "kl": 59.0})  # with 1: a mean of 30
+    found = decide(spec, {3: {"beta": 0.1}}, {**done, (3, seeds[1]): far}, REFERENCE)
+    assert found["finalists"][0]["broken"] == ["kl 30 over fresh seeds"]
+    assert not found["passing"]
+
+
+def test_measurement_without_answers_beats_nothing(spec: Spec) -> None:
+    """Logits that are not finite give no answers to sample, and may give finite deltas."""
+    report = Report(step=1, pairs=8, rung=0, deltas=np.ones(4, np.float32), samples=[])
+    found = _measured(spec, report, REFERENCE, [(1,)] * 4)
+    assert np.isnan(found.gains).all()
+    done = {(3, seed): found for seed in (None, *fresh_seeds(spec))}
+    assert decide(spec, {3: {"beta": 0.1}}, done, REFERENCE)["outcome"] == "none"

@@ -121,6 +121,10 @@ def settle(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
         )
     if origin == "preftune":
         tokenizer.chat_template = OURS.read_text(encoding="utf-8")
+    else:
+        # Of several named templates the one for plain chat; others are for tools, which pairs
+        # never call.
+        tokenizer.chat_template = tokenizer.get_chat_template()
     prompt, answer = [{"role": "user", "content": "What is this?"}], "This is an answer"
     try:
         asked = render(tokenizer, prompt, add_generation_prompt=True)

@@ -145,8 +145,8 @@ def split_params(spec: Spec, params: Mapping[str, Any]) -> tuple[dict[str, Any],
 
 
 @lru_cache(maxsize=1)  # workers are reused: the next trial of the search has the same reference
-def _host_reference(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    return load_model(folder, dtype=dtype).eval()
+def _host_reference(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    return load_model(folder, dtype=dtype, trust_remote_code=trust_remote_code).eval()
 
 
 @dataclass(frozen=True)
@@ -188,13 +188,25 @@ class _Trial:
         if self.call.spec.lora is not None:
             with policy.disable_adapter():
                 return sequence_logps(policy, prompts, answers, **options)
-        reference = _host_reference(self.call.prepared.model, policy.dtype)
+        remote = self.call.spec.trust_remote_code
+        reference = _host_reference(self.call.prepared.model, policy.dtype, remote)
         try:
             return sequence_logps(reference.to(policy.device), prompts, answers, **options)
         finally:
             reference.to("cpu")  # training gets the device's memory back
 
     def evaluate(self) -> Evaluation:
+        try:
+            return self._evaluate()
+        except torch.OutOfMemoryError as error:
+            # No smaller micro-batch would help: draws of another batch size would be others.
+            raise UserError(
+                f"measuring a rung does not fit on the device, {EVALUATION_BATCH} answers at a "
+                "time: lower evaluation.max_new_tokens, evaluation.prompts or training.max_length, "
+                "or give a trial more of a GPU"
+            ) from error
+
+    def _evaluate(self) -> Evaluation:
         spec, split = self.call.spec, self.call.prepared.held_out
         assert split.answers is not None
         chosen, rejected = load_logps(split.logps)
@@ -218,7 +230,9 @@ class _Trial:
     def tell(self, step: int, checkpoint: Path | None) -> None:
         """Measure, if the step is a rung, and report."""
         rungs = self.plan.rung_steps
-        rung = rungs.index(step) if step in rungs and not self.diverged else None
+        # Where one batch reaches several rungs at once, it is the last of them.
+        here = [i for i, at in enumerate(rungs) if at == step]
+        rung = max(here) if here and not self.diverged else None
         measures: dict[str, float | None] = {}
         evaluation = None
         if rung is not None:
@@ -435,7 +449,9 @@ def _train_once(
         model=model,
         args=arguments,
         train_dataset=_training_rows(call, budget, longest_first),
-        processing_class=load_tokenizer(call.prepared.tokenizer),
+        processing_class=load_tokenizer(
+            call.prepared.tokenizer, trust_remote_code=call.spec.trust_remote_code
+        ),
         peft_config=lora,
     )
     trainer.remove_callback(PrinterCallback)
@@ -519,6 +535,8 @@ def measure_once(
         Exception: nothing; what goes wrong is in the report.
     """
     reports: list[Report] = []
+    if checkpoint is not None and (found := damage(checkpoint)) is not None:
+        return Report(failed=f"the checkpoint to measure is damaged: {found}")
     try:
         train(
             spec, params, prepared, reports.append, seed=seed, judge=judge, resume_from=checkpoint

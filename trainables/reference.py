@@ -87,7 +87,7 @@ def reference_answers(
     """
     device, autocast = device_and_dtype(precision)
     policy = load_model(model, trust_remote_code=trust_remote_code).to(device)
-    tokenizer = load_tokenizer(data / "tokenizer")
+    tokenizer = load_tokenizer(data / "tokenizer", trust_remote_code=trust_remote_code)
     for split, count in (("validation", validation_prompts), ("test", test_prompts)):
         columns = ["row", "prompt", "prompt_ids"]
         pairs = pyarrow.parquet.read_table(data / f"{split}.parquet", columns=columns).to_pydict()

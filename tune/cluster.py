@@ -39,6 +39,8 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a spec mean the driver's folder
     "RAY_AIR_NEW_OUTPUT": "0",
+    # What asks for no GPU sees none: `resources.gpu: 0` is the CPU, wherever it runs.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 
 
@@ -51,6 +53,7 @@ class Cluster:
         node: id of the driver's node.
         single: the cluster is this machine alone.
         nodes, cpus, gpus: how much there is of each.
+        most_cpus: how many CPUs the largest node has.
     """
 
     dashboard: str | None
@@ -59,6 +62,7 @@ class Cluster:
     nodes: int
     cpus: float
     gpus: float
+    most_cpus: float
 
 
 @contextmanager
@@ -108,6 +112,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
             nodes=len(alive),
             cpus=have.get("CPU", 0.0),
             gpus=have.get("GPU", 0.0),
+            most_cpus=max(node["Resources"].get("CPU", 0.0) for node in alive),
         )
     finally:
         ray.shutdown()
@@ -154,6 +159,12 @@ class Shipment:
                     ray.get(self.contents[name]).tofile(partial)
                     partial.rename(target)
         return root / str(path).lstrip("/")
+
+    def named(self, name: str) -> str:
+        """Return a path as a spec names it, or where it stands here if the shipment holds it."""
+        path = Path(name).expanduser().absolute()
+        held = any(Path(file).is_relative_to(path) for file in self.contents)
+        return str(self.here(path)) if held else name
 
 
 def ship(cluster: Cluster, files: Sequence[Path]) -> Shipment:

@@ -5,12 +5,14 @@ import tempfile
 from pathlib import Path
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from results.card import published_texts
 from results.run import open_run
 from search_spaces.spec import Spec
+from trainables.errors import UserError
 from trainables.prepared import Prepared
-from trainables.store import write_text
+from trainables.store import damage, write_text
 from tune.record import Record
 
 WEIGHTS = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
@@ -22,7 +24,15 @@ def hand_over(spec: Spec, record: Record, prepared: Prepared, checkpoint: Path) 
     Args:
         checkpoint: the winner's last one: a whole model, or a LoRA adapter, which is merged into
             its base.
+
+    Raises:
+        UserError: the checkpoint is damaged.
     """
+    if (found := damage(checkpoint)) is not None:
+        raise UserError(
+            f"the winner's checkpoint is damaged ({found}), so there is no `best/`: restore the "
+            f"file, then `preftune resume {record.folder.name}`"
+        )
     best = record.folder / "best"
     work = Path(tempfile.mkdtemp(dir=record.folder, prefix=".best."))
     try:
@@ -31,9 +41,14 @@ def hand_over(spec: Spec, record: Record, prepared: Prepared, checkpoint: Path) 
                 for path in checkpoint.glob(pattern):
                     shutil.copy2(path, work / path.name)
         else:
-            ray.get(_merge.remote(prepared.model, checkpoint, work, spec.trust_remote_code))
-        for path in prepared.tokenizer.iterdir():
-            shutil.copy2(path, work / path.name)
+            # On the driver's node: the files are there.
+            node = ray.get_runtime_context().get_node_id()
+            here = _merge.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, False))
+            ray.get(here.remote(prepared.model, checkpoint, work, spec.trust_remote_code))
+        if spec.trust_remote_code:
+            for path in prepared.model.glob("*.py"):
+                shutil.copy2(path, work / path.name)
+        shutil.copytree(prepared.tokenizer, work, dirs_exist_ok=True)
         for name, text in published_texts(open_run(record.folder)).items():
             write_text(work / name, text)
         work.chmod(0o755)
@@ -45,7 +60,7 @@ def hand_over(spec: Spec, record: Record, prepared: Prepared, checkpoint: Path) 
         raise
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=0)
 def _merge(model: Path, adapter: Path, out: Path, trust_remote_code: bool) -> None:
     from peft import PeftModel
 

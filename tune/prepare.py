@@ -4,6 +4,7 @@ data, the SFT pass, the reference's log-probs and answers; once for all searches
 """
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from trainables.errors import UserError
 from trainables.hub import snapshot
 from trainables.prepared import Prepared, Split
 from trainables.sources import source_of
-from trainables.store import build_once, checksum, write_bytes
+from trainables.store import META, build_once, checksum, damage, write_bytes
 from tune.cluster import Cluster, build_on_worker, ship
 from tune.record import Record, read_lines
 
@@ -79,6 +80,44 @@ def look_up(spec: Spec) -> Inputs:
     return Inputs(base, commit, source, _judge_content(spec.judge))
 
 
+def recorded(spec: Spec, record: Record) -> Preparation | None:
+    """Return what an earlier driver of this run prepared, if it is there and undamaged.
+
+    A run goes on with the very data, reference and answers that it began with, whatever the Hub or
+    a file holds by now.
+
+    Raises:
+        UserError: the judge is not there, or is another than the one that the run began with.
+    """
+    names = record.info.get("prepared")
+    if not names:
+        return None
+    root = record.folder.absolute().parent / "prepared"
+    folders = {stage: root / name for stage, name in names.items() if name}
+    if any(damage(folder) is not None for folder in folders.values()):
+        return None
+    sft = folders.get("sft")
+    model = sft / "model" if sft else Path(record.info["model"]["folder"])
+    if not model.is_dir():
+        return None
+    meta = json.loads((folders["answers"] / META).read_text(encoding="utf-8"))
+    if _judge_content(spec.judge) != meta["inputs"]["judge"]:
+        raise UserError(
+            f"the judge {spec.judge!r} is not the one that run {record.folder.name} began with, "
+            "and two judges' scores cannot be compared: put it back, or start a new run"
+        )
+    return _preparation(model, folders["data"], folders["reference"], folders["answers"])
+
+
+def _preparation(model: Path, data: Path, reference: Path, answers: Path) -> Preparation:
+    def split(name: str) -> Split:
+        told = None if name == "train" else answers / f"{name}.jsonl"
+        return Split(data / f"{name}.parquet", reference / f"{name}.npz", told)
+
+    search = Prepared(model, data / "tokenizer", split("train"), split("validation"))
+    return Preparation(search, split("test"))
+
+
 def prepare(
     spec: Spec, inputs: Inputs, record: Record, cluster: Cluster, say: Callable[[str], None]
 ) -> Preparation:
@@ -92,9 +131,10 @@ def prepare(
         say: is told each step as it begins, in a few words.
 
     Raises:
-        UserError: the model, the data or the judge cannot be used.
+        UserError: the model, the data or the judge cannot be used, or they are others than those
+            that the run began with.
     """
-    prepared = Path(spec.storage).absolute() / "prepared"
+    prepared = record.folder.absolute().parent / "prepared"
     gpus = 1.0 if cluster.gpus and spec.resources.gpu != 0 else 0.0
     base, d = inputs.base, spec.dataset
 
@@ -131,13 +171,16 @@ def prepare(
                 source=inputs.source,
             )
 
-        build_on_worker(cluster, 0.0, build, out)
+        # On the driver's node, which has the user's files; it may be a head without CPUs to give.
+        build_on_worker(cluster, 0.0, build, out, cpus=0)
 
     data = build_once(prepared, "data", data_inputs, build_data)
     write_bytes(record.folder / "data_report.json", (data / "data_report.json").read_bytes())
 
     model, sft = base, None
-    identity: dict[str, Any] = {"model": _contents(base, MODEL_FILES), "precision": spec.precision}
+    # `precision: auto` is another dtype on a GPU than on the CPU.
+    numbers = {"precision": spec.precision, "device": "gpu" if gpus else "cpu"}
+    identity: dict[str, Any] = {"model": _contents(base, MODEL_FILES), **numbers}
     if spec.sft is not None:
         say("training the reference (SFT)")
         sft_inputs = identity | {
@@ -147,7 +190,7 @@ def prepare(
         }
         sft = build_once(prepared, "sft", sft_inputs, _build_sft(spec, cluster, gpus, base, data))
         model = sft / "model"
-        identity = {"model": sft.name, "precision": spec.precision}
+        identity = {"model": sft.name, **numbers}
 
     say("scoring the pairs under the reference")
     reference = build_once(
@@ -175,23 +218,23 @@ def prepare(
                 f"the reference itself breaks the limit on {name} ({value:.3g}): most trials will "
                 f"be infeasible, unless sft, or another objective.constraints.{name}, mends it"
             )
+    names = {
+        "data": data.name,
+        "sft": sft.name if sft else None,
+        "reference": reference.name,
+        "answers": answers.name,
+    }
+    if record.info.get("prepared") not in (None, names):
+        raise UserError(
+            f"model, data or judge of run {record.folder.name} have changed since it began, and "
+            "what was prepared then is gone: put them back, or start a new run"
+        )
     record.update(
         reference={"validation": measures},
         model={"path": spec.model, "revision": inputs.commit, "folder": str(model)},
-        prepared={
-            "data": data.name,
-            "sft": sft.name if sft else None,
-            "reference": reference.name,
-            "answers": answers.name,
-        },
+        prepared=names,
     )
-
-    def split(name: str) -> Split:
-        told = None if name == "train" else answers / f"{name}.jsonl"
-        return Split(data / f"{name}.parquet", reference / f"{name}.npz", told)
-
-    search = Prepared(model, data / "tokenizer", split("train"), split("validation"))
-    return Preparation(search, split("test"))
+    return _preparation(model, data, reference, answers)
 
 
 def reference_measures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -241,7 +284,7 @@ def _build_sft(
             )
 
         # A CPU run takes the whole machine: nothing else runs before the reference exists.
-        build_on_worker(cluster, gpus, build, out, cpus=1 if gpus else cluster.cpus)
+        build_on_worker(cluster, gpus, build, out, cpus=1 if gpus else cluster.most_cpus)
 
     return build_all
 
@@ -274,7 +317,9 @@ def _build_logps(
                 dtype=weights_dtype(spec.lora is not None, autocast),
                 trust_remote_code=spec.trust_remote_code,
             )
-            tokenizer = load_tokenizer(sent.here(data / "tokenizer"))
+            tokenizer = load_tokenizer(
+                sent.here(data / "tokenizer"), trust_remote_code=spec.trust_remote_code
+            )
             scored = {}
             for path in pairs:
                 table = read_pairs(sent.here(path))
@@ -309,7 +354,8 @@ def _build_answers(
 ) -> Callable[[Path], None]:
     def build_all(out: Path) -> None:
         held_out = [data / "validation.parquet", data / "test.parquet"]
-        sent = ship(cluster, [*_files(model), *_files(data / "tokenizer"), *held_out])
+        files = [*_files(model), *_files(data / "tokenizer"), *held_out, *judge_files(spec)]
+        sent = ship(cluster, files)
 
         def build(folder: Path) -> None:
             from trainables.devices import device_and_dtype
@@ -322,7 +368,7 @@ def _build_answers(
                 sent.here(model),
                 sent.here(data),
                 folder,
-                None if spec.judge is None else load_judge(spec.judge, device),
+                None if spec.judge is None else load_judge(sent.named(spec.judge), device),
                 validation_prompts=spec.evaluation.prompts,
                 test_prompts=spec.verify.prompts,
                 max_new_tokens=spec.evaluation.max_new_tokens,
@@ -335,6 +381,14 @@ def _build_answers(
         build_on_worker(cluster, gpus, build, out)
 
     return build_all
+
+
+def judge_files(spec: Spec) -> list[Path]:
+    """Return the files of a judge that is on this machine, and not on the Hub."""
+    local = Path(spec.judge or "").expanduser().absolute()
+    if spec.judge is None or not local.exists():
+        return []
+    return [local] if local.is_file() else _files(local)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from search_spaces.spec import Spec
 from trainables.errors import UserError
 from trainables.report import Report
-from trainables.store import write_bytes, write_json, write_text
+from trainables.store import json_text, write_bytes, write_json, write_text
 
 FORMAT = 1
 LOCK = ".driver.lock"  # held by the process that drives the run, and by nobody once it is gone
@@ -70,7 +70,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Append one line of JSON and wait until it is on the disk."""
     with path.open("ab") as file:
-        file.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+        file.write((json_text(value) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -285,4 +285,4 @@ class Record:
 
 
 def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(path, "".join(json_text(line) + "\n" for line in lines))

@@ -59,9 +59,10 @@ def share(spec: Spec, cluster: Cluster, prepared: Prepared, sent: Shipment) -> S
         UserError: the spec asks for more than there is.
     """
     cpu, asked = spec.resources.cpu, spec.resources.gpu
-    if cpu > cluster.cpus:
+    if cpu > cluster.most_cpus:
         raise UserError(
-            f"resources.cpu: {cpu:g} is more than the {cluster.cpus:g} CPUs there are: lower it"
+            f"resources.cpu: {cpu:g} is more than the {cluster.most_cpus:g} CPUs that a node has: "
+            "lower it"
         )
     if asked == "auto":
         gpu = probe(spec, prepared, sent) if cluster.gpus else 0.0
@@ -105,7 +106,7 @@ def probe(spec: Spec, prepared: Prepared, sent: Shipment) -> float:
         from tune.worker import ready
 
         try:
-            judge, _ = ready(spec, Share(cpu=1, gpu=1, concurrent=1))
+            judge, _ = ready(spec, Share(cpu=1, gpu=1, concurrent=1), sent)
             peak = peak_of_a_step(spec, params, prepared.at(sent.here), judge)
         except torch.OutOfMemoryError:
             return UserError(

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.tune import TuneError
 from rich.console import Console
 from rich.markup import escape
@@ -20,7 +20,7 @@ from trainables.errors import UserError
 from trainables.store import storage_fault
 from tune.cluster import Cluster, connected, ship
 from tune.hand_over import hand_over
-from tune.prepare import Inputs, look_up, prepare
+from tune.prepare import Inputs, Preparation, judge_files, look_up, prepare, recorded
 from tune.progress import Progress
 from tune.record import Record, now
 from tune.resources import share
@@ -38,10 +38,10 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
     """
     try:
         with _terminable():
-            inputs = look_up(spec)
+            known = recorded(spec, record) or look_up(spec)
             # Ray installs a handler of SIGTERM of its own when it starts.
             with connected(address) as cluster, _terminable():
-                _stages(spec, inputs, record, cluster, console)
+                _stages(spec, known, record, cluster, console)
     except KeyboardInterrupt:
         record.update(state="interrupted", ended=now())
         raise
@@ -56,6 +56,8 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
 
 def _sentence(error: Exception, folder: Path) -> str | None:
     """Return what to tell the user of an error, or None where it is none that a user can cause."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
+        error = error.cause  # Ray's own text of it is a traceback
     if isinstance(error, UserError):
         return str(error)
     go_on = f"go on with `preftune resume {folder.name}{_storage_option(folder)}`"
@@ -74,7 +76,9 @@ def _sentence(error: Exception, folder: Path) -> str | None:
     return None
 
 
-def _stages(spec: Spec, inputs: Inputs, record: Record, cluster: Cluster, console: Console) -> None:
+def _stages(
+    spec: Spec, known: Preparation | Inputs, record: Record, cluster: Cluster, console: Console
+) -> None:
     def say(text: str) -> None:
         console.print(f"[dim]{escape(text)}[/dim]", highlight=False, soft_wrap=True)
 
@@ -82,10 +86,15 @@ def _stages(spec: Spec, inputs: Inputs, record: Record, cluster: Cluster, consol
     record.update(state="preparing", error=None, ended=None, dashboard=cluster.dashboard)
     record.update(hardware={"nodes": cluster.nodes, "cpus": cluster.cpus, "gpus": cluster.gpus})
     with record.timed("prepare"):
-        prepared = prepare(spec, inputs, record, cluster, say)
+        prepared = (
+            prepare(spec, known, record, cluster, say) if isinstance(known, Inputs) else known
+        )
     study = Study(spec, record.folder)
-    sent = ship(cluster, prepared.files())
+    sent = ship(cluster, [*prepared.files(), *judge_files(spec)])
     record.update(state="searching")
+    minutes, spent = spec.search.minutes, record.info["seconds"].get("search", 0.0)
+    if minutes is not None and spent >= 60 * minutes:
+        say(f"search.minutes ({minutes:g}) are used up: no more trials, only verification")
     each = share(spec, cluster, prepared.search, sent)
     say(f"searching: {spec.trials} trials, {each.concurrent} at once, {each.words()}")
     progress = Progress(console, spec, record, study)
@@ -97,7 +106,8 @@ def _stages(spec: Spec, inputs: Inputs, record: Record, cluster: Cluster, consol
         verdict = verify(spec, record, study, prepared, sent, each, progress)
         shutil.rmtree(record.folder / "best", ignore_errors=True)  # of an earlier verdict
         if verdict["passing"]:
-            checkpoint = Path(study.trial(verdict["winner"]).user_attrs["checkpoint"])
+            checkpoint = study.checkpoint(verdict["winner"])
+            assert checkpoint is not None
             hand_over(spec, record, prepared.search, checkpoint)
     stopped = study.started() < spec.trials
     record.update(state="stopped" if stopped else "done", ended=now())

@@ -113,10 +113,15 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         if "storage" in result:
             raise UserError(result["storage"])
         number: int = trial.config["number"]
+        if "report" not in result:  # Ray repeats the last result of a function that has returned
+            self.study.tell(number, "error", "it ended before the last rung")
+            return str(TrialScheduler.STOP)
         name = result.get("checkpoint_dir_name")
         facts = {"device": result["device"], "node": result["node"]}
         if name:
-            facts["checkpoint"] = str(Path(trial.path) / name)
+            # From the run folder on, which may be moved or reached by another path.
+            home = (self.record.folder / "tune").absolute()
+            facts["checkpoint"] = str("tune" / (Path(trial.path) / name).relative_to(home))
         self.study.note(number, **facts)
         on = self.reported(number, result["report"])
         return str(TrialScheduler.CONTINUE if on else TrialScheduler.STOP)

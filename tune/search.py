@@ -75,7 +75,7 @@ def run_trial(config: dict[str, Any], shared: Shared) -> None:
     start = ray.tune.get_checkpoint()
     path = start.path if start is not None else config["resume_from"]
     try:
-        judge, device = ready(spec, shared.share)
+        judge, device = ready(spec, shared.share, shared.sent)
         train(
             spec,
             config["params"],
@@ -147,12 +147,12 @@ def search(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     shared = Shared(spec, prepared, sent, share)
     for _ in range(1 + RESTARTS):
-        keep_weights(spec, study, record.folder, running=False)
+        keep_weights(spec, study, running=False)
         scheduler = RungScheduler(spec, study, record, over, progress.decided)
         searcher = StudySearcher(
             study,
             spec.trials,
-            lambda: keep_weights(spec, study, record.folder, running=True),
+            lambda: keep_weights(spec, study, running=True),
             lambda: over() is not None,
         )
         with warnings.catch_warnings():
@@ -161,9 +161,9 @@ def search(
                 _tuner(shared, record, searcher, scheduler, progress).fit()
             except Exception:
                 with suppress(OSError):  # half a checkpoint may be what fills the disk
-                    keep_weights(spec, study, record.folder, running=False)
+                    keep_weights(spec, study, running=False)
                 raise
-        keep_weights(spec, study, record.folder, running=False)
+        keep_weights(spec, study, running=False)
         # One that Ray gave up after the last of the others had been handed out.
         if not study.unfinished():
             return
@@ -205,20 +205,19 @@ def _tuner(
     )
 
 
-def keep_weights(spec: Spec, study: Study, folder: Path, *, running: bool) -> None:
+def keep_weights(spec: Spec, study: Study, *, running: bool) -> None:
     """Remove every checkpoint but the last one of each trial that could be a finalist or goes on.
 
     Args:
-        folder: the run folder.
         running: Ray runs the unfinished trials, and is left alone with what they write.
     """
     best = {trial.number for trial in study.finalists(spec.verify.finalists)}
-    for path in folder.glob(f"tune/*/{TRIAL}*/checkpoint_*"):
+    for path in study.folder.glob(f"tune/*/{TRIAL}*/checkpoint_*"):
         # Ray adds to the name where it has given a trial up and got it again.
         trial = study.trial(int(path.parent.name.removeprefix(TRIAL).partition("_")[0]))
         unfinished = not trial.state.is_finished()
         if unfinished and running:
             continue
-        last = str(path.absolute()) == trial.user_attrs.get("checkpoint")
+        last = path.absolute() == study.checkpoint(trial.number)
         if not (last and (unfinished or trial.number in best)):
             shutil.rmtree(path, ignore_errors=True)

@@ -53,6 +53,7 @@ class Study:
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.spec = spec
+        self.folder = folder.absolute()
         drop_partial_line(folder / "study.journal")  # the next record would end up inside it
         path = str(folder / "study.journal")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -134,6 +135,11 @@ class Study:
     def trial(self, number: int) -> FrozenTrial:
         """Return one trial."""
         return self.trials()[number]
+
+    def checkpoint(self, number: int) -> Path | None:
+        """Return the folder of a trial's newest checkpoint, if it has written one."""
+        name = self.trial(number).user_attrs.get("checkpoint")
+        return None if name is None else self.folder / name
 
     def started(self) -> int:
         """Return how many trials have been asked for."""
@@ -223,17 +229,17 @@ class StudySearcher(DriverOnly, Searcher):
 
         its number, its params, the checkpoint to go on from.
         """
-        checkpoint = None
+        checkpoint: Path | None = None
         if self.waiting:
             number = self.waiting.pop(0)
             params = self.study.ask_again(number)
-            checkpoint = self.study.trial(number).user_attrs.get("checkpoint")
+            checkpoint = self.study.checkpoint(number)
         elif self.over() or self.study.started() >= self.total:
             return str(Searcher.FINISHED)
         else:
             number, params = self.study.ask()
         self.given[trial_id] = number
-        return {"number": number, "params": params, "resume_from": checkpoint}
+        return {"number": number, "params": params, "resume_from": checkpoint and str(checkpoint)}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

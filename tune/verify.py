@@ -5,7 +5,7 @@ finalists on fresh seeds and the untouched test split; a winner only where the e
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tune.prepare import Preparation, reference_measures
 from tune.progress import Progress
 from tune.record import Record, read_lines
 from tune.resources import Share
-from tune.searcher import Study
+from tune.searcher import Study, excess
 
 CONFIDENCE = 0.95  # of the whole verdict: each of k finalists is tested at 1 - 0.05 / k
 RESAMPLES = 10_000
@@ -36,8 +36,8 @@ class Measured:
 
     Attributes:
         measures: as at a rung.
-        gains: what each unit of the split says for the model against the reference, `(units,)`: win
-            - 1/2 of each prompt, or ln 2 - loss of each pair where there is no judge.
+        gains: what each prompt of the split says for the model against the reference, `(prompts,)`:
+            win - 1/2, or where there is no judge, ln 2 - loss of its pairs, see `by_prompt`.
         scores: judge score minus the reference's on the same prompt, `(prompts,)`; empty without a
             judge.
     """
@@ -83,7 +83,7 @@ def verify(
     jobs: list[tuple[int, int | None]] = [(trial.number, None) for trial in finalists]
     jobs += [(trial.number, seed) for seed in fresh_seeds(spec) for trial in finalists]
     params = {trial.number: study.params(trial.params) for trial in finalists}
-    paths = {trial.number: trial.user_attrs["checkpoint"] for trial in finalists}
+    paths = {trial.number: study.checkpoint(trial.number) for trial in finalists}
     at_test = replace(prepared.search, held_out=prepared.test)
     answers = prepared.test.answers
     assert answers is not None
@@ -96,7 +96,7 @@ def verify(
         from tune.worker import ready
 
         try:
-            judge, _ = ready(spec, share)
+            judge, _ = ready(spec, share, sent)
         except UserError as error:
             return failure(error)
         return measure_once(
@@ -104,7 +104,7 @@ def verify(
             params[number],
             at_test.at(sent.here),
             seed=spec.search.seed if seed is None else seed,
-            checkpoint=Path(paths[number]) if seed is None else None,
+            checkpoint=paths[number] if seed is None else None,
             judge=judge,
         )
 
@@ -117,6 +117,8 @@ def verify(
         else:
             waiting[measure.remote(*job)] = job
     reference = {line["row"]: line for line in read_lines(answers)}
+    asked = pyarrow.parquet.read_table(prepared.test.pairs, columns=["prompt_ids"])["prompt_ids"]
+    prompts = [tuple(ids) for ids in asked.to_pylist()]  # of each pair
     failures = []
     while waiting:
         (ready,), _ = ray.wait(list(waiting), num_returns=1)
@@ -127,7 +129,7 @@ def verify(
             # Not NaN, which would read as a configuration that does not beat the reference.
             failures.append((job, report.failed))
             continue
-        done[job] = _measured(spec, report, reference)
+        done[job] = _measured(spec, report, reference, prompts)
         _save(folder, job, done[job])
         progress.verified(*job, done[job].measures, len(jobs) - len(waiting), len(jobs))
     if failures:
@@ -138,14 +140,19 @@ def verify(
             f"with {on} among them: {cause}. Mend it, then go on with "
             f"`preftune resume {record.folder.name}`"
         )
-    pairs = pyarrow.parquet.read_metadata(prepared.test.pairs).num_rows
-    verdict = {**decide(spec, params, done, reference), "test_pairs": pairs}
+    verdict = {**decide(spec, params, done, reference), "test_pairs": len(prompts)}
     write_json(record.folder / "verdict.json", verdict)
     return verdict
 
 
-def _measured(spec: Spec, report: Report, reference: dict[int, dict[str, Any]]) -> Measured:
-    if report.diverged or report.deltas is None:
+def _measured(
+    spec: Spec,
+    report: Report,
+    reference: dict[int, dict[str, Any]],
+    prompts: Sequence[tuple[int, ...]],
+) -> Measured:
+    # Samples are missing where the model's logits were not finite.
+    if report.diverged or report.deltas is None or not report.samples:
         nothing = np.array([math.nan])
         return Measured({}, nothing, nothing)
     scores = np.array(
@@ -158,8 +165,20 @@ def _measured(spec: Spec, report: Report, reference: dict[int, dict[str, Any]]) 
     if spec.objective.metric == "win_rate":
         gains = np.sign(scores) / 2
     else:
-        gains = math.log(2) - np.logaddexp(0, -report.deltas.astype(np.float64))
+        gains = by_prompt(math.log(2) - np.logaddexp(0, -report.deltas.astype(np.float64)), prompts)
     return Measured(report.measures, gains, scores)
+
+
+def by_prompt(gains: np.ndarray, prompts: Sequence[Hashable]) -> np.ndarray:
+    """Return gains of pairs, `(pairs,)`, as gains of their prompts, `(prompts,)`, of the same mean.
+
+    Pairs that share a prompt are not independent: the bootstrap has to draw them together. A
+    prompt's gain is the sum over its pairs, in units that make the mean over prompts the mean over
+    pairs.
+    """
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    sums = np.bincount([numbers[prompt] for prompt in prompts], weights=gains)
+    return np.asarray(sums * len(numbers) / len(gains))
 
 
 def _path(folder: Path, job: tuple[int, int | None]) -> Path:
@@ -183,7 +202,8 @@ def _load(folder: Path, job: tuple[int, int | None]) -> Measured | None:
     if not path.exists():
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
-    return Measured(stored["measures"], np.array(stored["gains"]), np.array(stored["scores"]))
+    gains, scores = (np.array(stored[name], dtype=float) for name in ("gains", "scores"))
+    return Measured(stored["measures"], gains, scores)  # null is NaN
 
 
 def resampled(gains: np.ndarray, seed: int) -> np.ndarray:
@@ -250,7 +270,8 @@ def decide(
 
     A finalist does if two intervals lie above zero, each at 1 - 0.05 / finalists: its own
     checkpoint's, since that is what is handed over, and its configuration's over all seeds, since
-    luck with one seed is no merit.
+    luck with one seed is no merit. And if the search's constraints hold there too, for the own
+    checkpoint and for the mean over fresh seeds: without its limits an objective can be gamed.
     """
     level = 1 - (1 - CONFIDENCE) / max(1, len(params))
     seed = spec.search.seed
@@ -270,8 +291,13 @@ def decide(
             entry["interval"] = bounds(resampled(own.gains, seed), level)
             entry["configuration_difference"] = float(np.mean(runs))
             entry["configuration_interval"] = bounds(draws[number], level)
+            entry["broken"] = _broken(
+                spec, own.measures, [done[number, s].measures for s in fresh_seeds(spec)]
+            )
             entry["beats_reference"] = (
-                entry["interval"][0] > 0 and entry["configuration_interval"][0] > 0
+                entry["interval"][0] > 0
+                and entry["configuration_interval"][0] > 0
+                and not entry["broken"]
             )
             if len(own.scores):
                 entry["judge_score_difference"] = float(own.scores.mean())
@@ -296,7 +322,7 @@ def decide(
     first = better[0] if better else None
     return {
         "outcome": outcome,
-        "sentence": _sentence(spec, first, tied, len(finalists)),
+        "sentence": _sentence(spec, first, tied, finalists),
         "passing": first is not None,
         "winner": first and first["number"],
         "params": first and first["params"],
@@ -310,16 +336,40 @@ def decide(
     }
 
 
+def _broken(
+    spec: Spec, own: Mapping[str, float | None], fresh: Sequence[Mapping[str, float | None]]
+) -> list[str]:
+    """Return the limits of the search that do not hold on the test split, in words."""
+    broken = []
+    for name, bound in spec.objective.constraints.items():
+        values = [measures.get(name) for measures in fresh]
+        known = [value for value in values if value is not None]
+        mean = float(np.mean(known)) if known and len(known) == len(values) else None
+        for value, of in ((own.get(name), ""), (mean, " over fresh seeds")):
+            if (not of or fresh) and excess(bound, value) > 0:
+                broken.append(f"{name} {'not known' if value is None else f'{value:.3g}'}{of}")
+    return broken
+
+
 def _sentence(
-    spec: Spec, first: Mapping[str, Any] | None, tied: Sequence[int], finalists: int
+    spec: Spec,
+    first: Mapping[str, Any] | None,
+    tied: Sequence[int],
+    finalists: Sequence[Mapping[str, Any]],
 ) -> str:
-    if finalists == 0:
+    if not finalists:
         return (
             "No configuration beats the reference: no trial reached the last rung within its "
             "constraints."
         )
     if first is None:
-        return "No configuration beats the reference on the test split."
+        outside = [
+            f"trial {entry['number']} ({', '.join(entry['broken'])})"
+            for entry in finalists
+            if entry.get("broken")
+        ]
+        limits = f" Outside the search's limits there: {'; '.join(outside)}." if outside else ""
+        return f"No configuration beats the reference on the test split.{limits}"
     low, high = first["interval"]
     metric = spec.objective.metric
     # Better is more of a win rate and less of a pair loss: the sign says which way it moved.

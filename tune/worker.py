@@ -2,10 +2,11 @@
 
 from search_spaces.spec import Spec
 from trainables.judges import Judge, load_judge
+from tune.cluster import Shipment
 from tune.resources import Share, allocatable
 
 
-def ready(spec: Spec, share: Share) -> tuple[Judge | None, str]:
+def ready(spec: Spec, share: Share, sent: Shipment) -> tuple[Judge | None, str]:
     """Limit this process to its share; return the judge and the device's name.
 
     Raises:
@@ -23,4 +24,4 @@ def ready(spec: Spec, share: Share) -> tuple[Judge | None, str]:
         torch.cuda.set_per_process_memory_fraction(allocatable(share.gpu or 1.0))
     else:
         torch.set_num_threads(max(1, int(share.cpu)))
-    return None if spec.judge is None else load_judge(spec.judge, device), name
+    return None if spec.judge is None else load_judge(sent.named(spec.judge), device), name
