@@ -161,10 +161,13 @@ class Shipment:
         return root / str(path).lstrip("/")
 
     def named(self, name: str) -> str:
-        """Return a path as a spec names it, or where it stands here if the shipment holds it."""
+        """Return a path as a spec names it, or where the shipment has it if it is not here.
+
+        The file itself goes first: on a shared file system it has its neighbours beside it.
+        """
         path = Path(name).expanduser().absolute()
         held = any(Path(file).is_relative_to(path) for file in self.contents)
-        return str(self.here(path)) if held else name
+        return str(self.here(path)) if held and not path.exists() else name
 
 
 def ship(cluster: Cluster, files: Sequence[Path]) -> Shipment:
