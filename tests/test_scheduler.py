@@ -91,6 +91,15 @@ def test_stopped_trial_is_pruned_with_its_values_and_decision(spec: Spec) -> Non
     assert last is not None and (last.decision, last.others, last.value) == ("stop", [0.6], 0.5)
 
 
+def test_smaller_micro_batch_is_recorded(spec: Spec) -> None:
+    desk = Desk(spec)
+    number = desk.study.ask()[0]
+    desk.scheduler.reported(number, Report(step=1, pairs=8, micro_batch=8))
+    assert "micro_batch" not in desk.study.trial(number).user_attrs
+    desk.scheduler.reported(number, Report(step=2, pairs=16, micro_batch=2, halved=True))
+    assert desk.study.trial(number).user_attrs["micro_batch"] == 2
+
+
 def test_last_rung_completes_with_its_own_value(spec: Spec) -> None:
     desk = Desk(spec)
     number = desk.study.ask()[0]

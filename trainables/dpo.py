@@ -256,6 +256,7 @@ class _Trial:
                 log=self.take_log(),
                 diverged=self.diverged,
                 micro_batch=self.plan.micro_batch,
+                halved=self.plan.micro_batch < plan(self.call.spec, self.call.params).micro_batch,
             )
         )
 

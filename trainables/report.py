@@ -25,7 +25,8 @@ class Report:
         log: what was logged since the last report.
         diverged: the sentence that says how training broke down, or None.
         failed: the sentence that says why the trial could not run, or None.
-        micro_batch: pairs in one forward pass, smaller than asked for where memory ran out.
+        micro_batch: pairs in one forward pass.
+        halved: memory ran out, so that is fewer than asked for.
     """
 
     step: int = 0
@@ -39,3 +40,4 @@ class Report:
     diverged: str | None = None
     failed: str | None = None
     micro_batch: int = 0
+    halved: bool = False

@@ -133,6 +133,8 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         effect. A rung that is reported again, after a crash, gets the decision it had.
         """
         self.record.log(number, report.log)
+        if report.halved:
+            self.study.note(number, micro_batch=report.micro_batch)
         if report.failed:
             self.study.tell(number, "error", report.failed)
             return False
