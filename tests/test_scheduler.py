@@ -1,7 +1,6 @@
 """ASHA over pairs, on numbers small enough to rank by hand."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -229,15 +228,6 @@ def test_kept_weights_are_found_after_the_run_folder_moved(spec: Spec, tmp_path:
     kept = study.checkpoint(number)
     assert kept is not None and kept.is_dir()
     assert [path.name for path in kept.parent.iterdir()] == ["checkpoint_000001"]
-
-
-def test_result_that_ray_repeats_ends_the_trial(spec: Spec) -> None:
-    """A function that returned without its last rung: Ray sends what it sent before, once more."""
-    desk = Desk(spec)
-    number, _ = desk.study.ask()
-    trial = SimpleNamespace(trial_id="a", config={"number": number})
-    assert desk.scheduler.on_trial_result(None, trial, {"done": True}) == "STOP"
-    assert desk.study.trial(number).state == TrialState.FAIL
 
 
 def test_errors_of_tasks_are_told_in_their_own_words(tmp_path: Path) -> None:

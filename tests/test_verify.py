@@ -2,16 +2,24 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from search_spaces.spec import Spec, validate
+from trainables.errors import UserError
 from trainables.report import Report
+from trainables.store import seal
+from tune.progress import Progress
+from tune.record import create
+from tune.searcher import Study
 from tune.verify import (
     Measured,
     _measured,
+    _undamaged,
     bounds,
     by_prompt,
     configuration_draws,
@@ -181,3 +189,27 @@ def test_measurement_without_answers_beats_nothing(spec: Spec) -> None:
     assert np.isnan(found.gains).all()
     done = {(3, seed): found for seed in (None, *fresh_seeds(spec))}
     assert decide(spec, {3: {"beta": 0.1}}, done, REFERENCE)["outcome"] == "none"
+
+
+def test_finalist_whose_checkpoint_is_damaged_is_left_out_aloud(spec: Spec, tmp_path: Path) -> None:
+    record = create(spec.model_copy(update={"storage": str(tmp_path)}), "t", True, "test")
+    study = Study(spec, record.folder)
+    for number, win_rate in enumerate((0.7, 0.6)):
+        study.ask()
+        study.measured(number, 900, {"win_rate": win_rate, "kl": 1.0})
+        study.note(number, checkpoint=f"tune/{number}")
+        study.tell(number, "budget", None)
+        folder = record.folder / "tune" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        seal(folder, step=1)
+    console = Console(record=True, width=200)
+    progress = Progress(console, spec, record, study)
+    (record.folder / "tune" / "0" / "model.safetensors").write_bytes(b"weighty")
+    sound = _undamaged(study, study.finalists(2), record, progress)
+    assert [trial.number for trial in sound] == [1]
+    said = console.export_text(clear=False)
+    assert "trial 0 is left out of verification" in said and "has changed" in said
+    (record.folder / "tune" / "1" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"resume t --storage .* --trials \+10"):
+        _undamaged(study, study.finalists(2), record, progress)

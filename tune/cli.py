@@ -175,11 +175,10 @@ class _resumable:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is KeyboardInterrupt:
-            storage = (
-                "" if self.folder.parent == Path("runs") else f" --storage {self.folder.parent}"
-            )
+            from tune.record import resume_command
+
             errors.print(
-                f"Interrupted. Go on with: preftune resume {self.folder.name}{storage}",
+                f"Interrupted. Go on with: {resume_command(self.folder)}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,

@@ -13,7 +13,7 @@ from search_spaces.spec import Spec
 from trainables.errors import UserError
 from trainables.prepared import Prepared
 from trainables.store import damage, write_text
-from tune.record import Record
+from tune.record import Record, resume_command
 
 WEIGHTS = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 
@@ -30,8 +30,8 @@ def hand_over(spec: Spec, record: Record, prepared: Prepared, checkpoint: Path) 
     """
     if (found := damage(checkpoint)) is not None:
         raise UserError(
-            f"the winner's checkpoint is damaged ({found}), so there is no `best/`: restore the "
-            f"file, then `preftune resume {record.folder.name}`"
+            f"the winner's checkpoint is damaged ({found}), so there is no `best/`: verify the "
+            f"other finalists with `{resume_command(record.folder)}`"
         )
     best = record.folder / "best"
     work = Path(tempfile.mkdtemp(dir=record.folder, prefix=".best."))

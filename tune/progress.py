@@ -70,6 +70,11 @@ class Progress:
         line = f"verifying {done} of {total}: trial {number}, {which}: {shown}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def left_out(self, number: int, why: str) -> None:
+        """Say that a trial cannot be verified."""
+        line = f"trial {number} is left out of verification: {why}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def refresh(self, now: bool = False) -> None:
         """Draw the table again if the last drawing is old enough."""
         if self.live and (now or time.monotonic() - self.shown > REFRESH_SECONDS):

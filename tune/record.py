@@ -113,7 +113,7 @@ def create(spec: Spec, label: str, exact: bool, command: str) -> "Record":
         else:
             raise UserError(
                 f"there is a run called {label!r} in {storage} already: choose another --name, or "
-                f"go on with `preftune resume {label}`"
+                f"go on with `{resume_command(folder)}`"
             )
         record = Record(folder, claim(folder))
         (folder / "trials").mkdir()
@@ -140,6 +140,16 @@ def create(spec: Spec, label: str, exact: bool, command: str) -> "Record":
             "folder you own, with room in it"
         ) from error
     return record
+
+
+def storage_option(folder: Path) -> str:
+    """Return what a command about a run needs besides its name."""
+    return "" if folder.parent == Path("runs") else f" --storage {folder.parent}"
+
+
+def resume_command(folder: Path) -> str:
+    """Return the command that goes on with a run."""
+    return f"preftune resume {folder.name}{storage_option(folder)}"
 
 
 def claim(folder: Path) -> FileLock:

@@ -22,7 +22,7 @@ from tune.cluster import Cluster, connected, ship
 from tune.hand_over import hand_over
 from tune.prepare import Inputs, Preparation, judge_files, look_up, prepare, recorded
 from tune.progress import Progress
-from tune.record import Record, now
+from tune.record import Record, now, resume_command, storage_option
 from tune.resources import share
 from tune.search import search
 from tune.searcher import Study
@@ -60,7 +60,7 @@ def _sentence(error: Exception, folder: Path) -> str | None:
         error = error.cause  # Ray's own text of it is a traceback
     if isinstance(error, UserError):
         return str(error)
-    go_on = f"go on with `preftune resume {folder.name}{_storage_option(folder)}`"
+    go_on = f"go on with `{resume_command(folder)}`"
     told = error.__context__
     if isinstance(error, TuneError) and isinstance(told, UserError):  # raised by the scheduler
         return f"{told}: make room or mend it, then {go_on}"
@@ -119,17 +119,13 @@ def show_outcome(folder: Path, console: Console) -> None:
     run = open_run(folder)
     console.print(leaderboard_table(run))
     console.print(verdict_panel(run))
-    storage = _storage_option(folder)
+    storage = storage_option(folder)
     console.print(f"details    preftune show {folder.name}{storage}", highlight=False, markup=False)
     console.print(f"chat       preftune chat {folder.name}{storage}", highlight=False, markup=False)
     verdict = run.verdict() or {}
     if verdict.get("passing"):
         line = f"publish    preftune push {folder.name} YOUR_NAME/MODEL{storage}"
         console.print(line, highlight=False, markup=False)
-
-
-def _storage_option(folder: Path) -> str:
-    return "" if folder.parent == Path("runs") else f" --storage {folder.parent}"
 
 
 def _greet(record: Record, cluster: Cluster, console: Console) -> None:

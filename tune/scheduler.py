@@ -113,9 +113,6 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         if "storage" in result:
             raise UserError(result["storage"])
         number: int = trial.config["number"]
-        if "report" not in result:  # Ray repeats the last result of a function that has returned
-            self.study.tell(number, "error", "it ended before the last rung")
-            return str(TrialScheduler.STOP)
         name = result.get("checkpoint_dir_name")
         facts = {"device": result["device"], "node": result["node"]}
         if name:

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import ray
+from optuna.trial import FrozenTrial
 
 from search_spaces.spec import Spec
 from trainables.errors import UserError
 from trainables.report import Report
-from trainables.store import write_json
+from trainables.store import damage, write_json
 from tune.cluster import Shipment
 from tune.prepare import Preparation, reference_measures
 from tune.progress import Progress
-from tune.record import Record, read_lines
+from tune.record import Record, read_lines, resume_command
 from tune.resources import Share
 from tune.searcher import Study, excess
 
@@ -77,9 +78,10 @@ def verify(
     made again.
 
     Raises:
-        UserError: a measurement failed. The others are kept; a resumed run makes it again.
+        UserError: every finalist's checkpoint is damaged; or a measurement failed. The others are
+            kept, and a resumed run makes it again.
     """
-    finalists = study.finalists(spec.verify.finalists)
+    finalists = _undamaged(study, study.finalists(spec.verify.finalists), record, progress)
     jobs: list[tuple[int, int | None]] = [(trial.number, None) for trial in finalists]
     jobs += [(trial.number, seed) for seed in fresh_seeds(spec) for trial in finalists]
     params = {trial.number: study.params(trial.params) for trial in finalists}
@@ -138,11 +140,32 @@ def verify(
         raise UserError(
             f"{len(failures)} of {len(jobs)} measurements on the test split failed, trial {number} "
             f"with {on} among them: {cause}. Mend it, then go on with "
-            f"`preftune resume {record.folder.name}`"
+            f"`{resume_command(record.folder)}`"
         )
     verdict = {**decide(spec, params, done, reference), "test_pairs": len(prompts)}
     write_json(record.folder / "verdict.json", verdict)
     return verdict
+
+
+def _undamaged(
+    study: Study, finalists: Sequence[FrozenTrial], record: Record, progress: Progress
+) -> list[FrozenTrial]:
+    """Leave out, aloud, the finalists whose own checkpoints could not be handed over."""
+    sound, found = [], None
+    for trial in finalists:
+        checkpoint = study.checkpoint(trial.number)
+        assert checkpoint is not None  # it reached the last rung
+        found = damage(checkpoint)
+        if found is None:
+            sound.append(trial)
+        else:
+            progress.left_out(trial.number, found)
+    if finalists and not sound:
+        raise UserError(
+            f"the checkpoint of every finalist is damaged ({found}): search on with "
+            f"`{resume_command(record.folder)} --trials +10`"
+        )
+    return sound
 
 
 def _measured(
@@ -344,9 +367,9 @@ def _broken(
     for name, bound in spec.objective.constraints.items():
         values = [measures.get(name) for measures in fresh]
         known = [value for value in values if value is not None]
-        mean = float(np.mean(known)) if known and len(known) == len(values) else None
+        mean = float(np.mean(known)) if len(known) == len(values) else None
         for value, of in ((own.get(name), ""), (mean, " over fresh seeds")):
-            if (not of or fresh) and excess(bound, value) > 0:
+            if excess(bound, value) > 0:
                 broken.append(f"{name} {'not known' if value is None else f'{value:.3g}'}{of}")
     return broken
 
