@@ -43,7 +43,6 @@ def _not_yet(spec: Spec) -> Iterator[Problem]:
     for key, value in (
         ("trackers", spec.trackers),
         ("checkpoints", spec.checkpoints),
-        ("search.warm_start", spec.search.warm_start),
         ("resources.label", spec.resources.label),
     ):
         if value not in (None, []):
@@ -114,6 +113,12 @@ def _grid_domains(spec: Spec) -> Iterator[Problem]:
             yield Problem(f"space.{name}", domain.model_dump(), reason)
 
 
+def _warm_start(spec: Spec) -> Iterator[Problem]:
+    if spec.search.warm_start is not None and spec.search.sampler == "grid":
+        reason = "a grid learns nothing from earlier trials; leave it out, or set sampler to tpe"
+        yield Problem("search.warm_start", spec.search.warm_start, reason)
+
+
 def _grid_size(spec: Spec) -> Iterator[Problem]:
     size = math.prod(domain.size() for domain in spec.space.values())
     if spec.search.sampler == "grid" and MAX_GRID < size < math.inf:
@@ -136,6 +141,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Spec], Iterator[Problem]]], ...] 
     (("budget", "search.rungs", "search.scheduler"), _rungs),
     (("search.trials", "search.sampler"), _trials),
     (("search.sampler",), _grid_domains),
+    (("search.warm_start", "search.sampler"), _warm_start),
     (("search.sampler", "space"), _grid_size),
 )
 

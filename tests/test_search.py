@@ -7,7 +7,12 @@ import psutil
 import pytest
 from searching import lines, preftune, start, wait_for
 
+from results.errors import UserError as ResultsError
 from results.run import Run, open_run
+from search_spaces.spec import load
+from trainables.errors import UserError
+from tune.record import create
+from tune.warm_start import earlier_run, warm_study
 
 TINY = """
 model: quickstart
@@ -175,3 +180,78 @@ def test_show_and_list(place: Path, whole: tuple[Run, str]) -> None:
     one = preftune(place, "show", "whole", "--trial", "0")
     assert "0 of run whole" in one
     assert "77" in preftune(place, "show", "whole", "--trial", "77", code=1)
+
+
+@pytest.mark.timeout(300)
+def test_warm_start_takes_an_earlier_runs_trials_in(whole: tuple[Run, str], place: Path) -> None:
+    """Same yardstick, another seed: two trials more, beside the five that are there already."""
+    earlier, _ = whole
+    settings = ("search.warm_start=whole", "search.trials=2", "search.seed=8")
+    sets = [word for setting in settings for word in ("--set", setting)]
+    printed = preftune(place, "run", "tiny.yaml", "--name", "warm", *sets)
+    assert "taken from run whole: 5 trials, 0 left out" in printed and "2 of 2 trials" in printed
+    run = open_run(place / "runs" / "warm")
+    assert run.state == "done" and run.missing() == []
+    for old, new in zip(earlier.trials(), run.trials(), strict=False):
+        assert new.attrs["taken_from"] == f"whole, trial {old.number}"
+        assert (new.params, new.value, new.state) == (old.params, old.value, old.state)
+        assert new.measures == old.measures and new.rungs == old.rungs
+    assert ["taken_from" in t.attrs for t in run.trials()] == [True] * 5 + [False] * 2
+    assert run.decisions()[: len(earlier.decisions())] == earlier.decisions()
+    # ASHA compares the new trials with the earlier ones, and any of them may win.
+    first = next(d for d in run.decisions() if d["trial"] == 5)
+    if first["decision"] != "infeasible":
+        at_first_rung = [d["value"] for d in earlier.decisions() if d["rung"] == 0]
+        assert first["others"] == at_first_rung
+    complete = sorted((t.value for t in run.trials() if t.state == "complete"), reverse=True)
+    verdict = run.verdict()
+    assert verdict is not None
+    finalists = [run.trial(f["number"]).value for f in verdict["finalists"]]
+    assert finalists == complete[:2]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("dataset.seed=43", "another dataset"),
+        ("judge=null", "another judge; another objective"),
+        ("objective.constraints.kl.max=30", "another objective"),
+        ("evaluation.prompts=16", "another evaluation"),
+        ("budget.pairs=288", r"another budget; rungs at \[16, 48, 144\] pairs"),
+        ("search.warm_start=nowhere", "There is no run 'nowhere'"),
+    ],
+)
+def test_warm_start_from_another_yardstick_is_refused(
+    whole: tuple[Run, str], place: Path, tmp_path: Path, override: str, said: str
+) -> None:
+    earlier, _ = whole
+    sets = [f"search.warm_start={earlier.folder}", override, f"storage={tmp_path}"]
+    spec = load(str(place / "tiny.yaml"), sets)
+    record = create(spec, "warm", True, "test")
+    with pytest.raises((UserError, ResultsError), match=said):
+        earlier_run(spec, record)
+
+
+@pytest.mark.parametrize(
+    ("override", "prepared", "said"),
+    [
+        ("search.seed=9", {"data": "data-other"}, "another data .data-.*, not data-other"),
+        ("space.learning_rate={loguniform: [1.0e-9, 1.0e-8]}", {}, "none of the 5 trials"),
+        ("training={max_length: 128, loss_type: [sigmoid]}", {}, "none of the 5 trials"),
+    ],
+)
+def test_warm_start_with_nothing_to_take_is_refused(
+    whole: tuple[Run, str],
+    place: Path,
+    override: str,
+    prepared: dict[str, str],
+    said: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    earlier, _ = whole
+    spec = load(str(place / "tiny.yaml"), [override, f"storage={place / 'runs'}"])
+    record = create(spec, tmp_path_factory.mktemp("warm").name, True, "test")
+    record.update(prepared={**earlier.info["prepared"], **prepared})
+    with pytest.raises(UserError, match=said):
+        warm_study(spec, record, earlier)
+    assert not (record.folder / "study.journal").exists()

@@ -85,7 +85,6 @@ REFUSED = [
     # not yet
     ("trackers=[wandb]", "trackers", ["not yet supported", "leave it out"]),
     ("checkpoints=s3://bucket", "checkpoints", ["not yet supported"]),
-    ("search.warm_start=runs/a", "search.warm_start", ["not yet supported"]),
     ("resources.label=a100", "resources.label", ["not yet supported"]),
     # places
     ("model=./nowhere", "model", ["no such file or folder"]),
@@ -255,6 +254,7 @@ REFUSED_TOGETHER = [
     (("judge=null", "objective.metric=win_rate"), "objective.metric", ["only a judge"]),
     (("judge=null", "objective.constraints.judge_score={min: 1}"), "objective.constraints.judge_score", ["only a judge"]),
     (("budget={steps: 5}", "search.scheduler=none", "search.rungs=[1, 5]"), "search.rungs", ["budget in steps"]),
+    ((*GRID, "search.warm_start=runs/a"), "search.warm_start", ["a grid learns nothing", "leave it out"]),
     ((*GRID, "space.learning_rate={uniform: [0.1, 1]}"), "space.learning_rate", ["choice or int"]),
     ((*GRID, "space.warmup_steps={int: [1, 9999]}"), "search.sampler", ["59,994", "narrow"]),
     ((*GRID, "search.try_first=[{beta: 0.1}]"), "search.try_first[0].gradient_accumulation_steps", ["give it a value"]),

@@ -129,15 +129,29 @@ def test_bootstrap_agrees_with_the_normal_interval() -> None:
     assert (low, high) == pytest.approx((gains.mean() - error, gains.mean() + error), abs=0.01)
 
 
-def test_spread_of_seeds_widens_the_interval() -> None:
-    steady = [measured(0.7).gains] * 3
-    shaky = [measured(share).gains for share in (0.6, 0.7, 0.8)]
-    assert seed_variance([steady]) == (pytest.approx(0), 2)
-    # Means 0.1, 0.2 and 0.3: a variance of 0.01; pooled with the steady three, half of that.
+def test_seed_variance_by_hand() -> None:
+    """Means 0.1, 0.2 and 0.3: a variance of 0.01; pooled with three equal runs, half of that."""
+    steady, shaky = [np.full(5, 0.2)] * 3, [np.full(5, mean) for mean in (0.1, 0.2, 0.3)]
+    assert seed_variance([steady]) == (pytest.approx(0.0, abs=1e-12), 2)
     assert seed_variance([shaky]) == (pytest.approx(0.01), 2)
     assert seed_variance([shaky, steady]) == (pytest.approx(0.005), 4)
-    narrow = bounds(configuration_draws(steady, 0.0, 2, (1, 0)), 0.95)
-    wide = bounds(configuration_draws(shaky, 0.01, 2, (1, 0)), 0.95)
+
+
+def test_sampling_of_answers_is_not_taken_for_a_variance_over_seeds() -> None:
+    """Two runs that win everything and nothing on each prompt in turn: their means are equal."""
+    turns = np.array([0.5, -0.5] * 50)
+    assert seed_variance([[turns, -turns]]) == (0.0, 1)
+    generator = np.random.default_rng(0)
+    same = [(generator.random((3, 400)) < 0.6) - 0.5 for _ in range(300)]
+    found = [seed_variance([list(runs)])[0] for runs in same]
+    # One run's mean has a sampling variance of 0.24 / 400 = 0.0006; most of it is recognised.
+    assert np.mean(found) < 0.0003
+
+
+def test_spread_of_seeds_widens_the_interval() -> None:
+    steady, shaky = [measured(0.7).gains] * 3, [measured(s).gains for s in (0.6, 0.7, 0.8)]
+    narrow = bounds(configuration_draws(steady, *seed_variance([steady]), (1, 0)), 0.95)
+    wide = bounds(configuration_draws(shaky, *seed_variance([shaky]), (1, 0)), 0.95)
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from results.words import compact, measure
 from search_spaces.spec import Spec
 from tune.record import Decision, Record
-from tune.searcher import Study
+from tune.searcher import TAKEN_FROM, Study
 
 REFRESH_SECONDS = 0.5  # reading the journal more often would cost the driver more than it shows
 NEWEST = 8  # decisions that the table shows
@@ -90,6 +90,8 @@ class Progress:
         ended |= {"constraint": "infeasible", "nan": "infeasible", "error": "failed"}
         states: Counter[str] = Counter()
         for trial in self.study.trials():
+            if TAKEN_FROM in trial.user_attrs:
+                continue
             if trial.state.is_finished():
                 states[ended.get(trial.user_attrs.get("ended_by", "error"), "failed")] += 1
             else:

@@ -9,7 +9,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -288,6 +288,11 @@ class Record:
         """Append a rung decision."""
         append_line(self.folder / "decisions.jsonl", asdict(decision))
         self.decisions.append(decision)
+
+    def take_over(self, decisions: Sequence[Decision]) -> None:
+        """Begin with an earlier run's decisions; none of this one's has been made yet."""
+        _write_lines(self.folder / "decisions.jsonl", [asdict(one) for one in decisions])
+        self.decisions = list(decisions)
 
     def last_decision(self, number: int) -> Decision | None:
         """Return the newest decision about a trial."""

@@ -13,7 +13,7 @@ from ray.tune import TuneError
 from rich.console import Console
 from rich.markup import escape
 
-from results.run import open_run
+from results.run import Run, open_run
 from results.tables import leaderboard_table, verdict_panel
 from search_spaces.spec import Spec
 from trainables.errors import UserError
@@ -27,6 +27,7 @@ from tune.resources import share
 from tune.search import search
 from tune.searcher import Study
 from tune.verify import verify
+from tune.warm_start import earlier_run, warm_study
 
 
 def run_search(spec: Spec, record: Record, address: str | None, console: Console) -> None:
@@ -38,10 +39,11 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
     """
     try:
         with _terminable():
+            earlier = earlier_run(spec, record)
             known = recorded(spec, record) or look_up(spec)
             # Ray installs a handler of SIGTERM of its own when it starts.
             with connected(address) as cluster, _terminable():
-                _stages(spec, known, record, cluster, console)
+                _stages(spec, known, earlier, record, cluster, console)
     except KeyboardInterrupt:
         record.update(state="interrupted", ended=now())
         raise
@@ -77,7 +79,12 @@ def _sentence(error: Exception, folder: Path) -> str | None:
 
 
 def _stages(
-    spec: Spec, known: Preparation | Inputs, record: Record, cluster: Cluster, console: Console
+    spec: Spec,
+    known: Preparation | Inputs,
+    earlier: Run | None,
+    record: Record,
+    cluster: Cluster,
+    console: Console,
 ) -> None:
     def say(text: str) -> None:
         console.print(f"[dim]{escape(text)}[/dim]", highlight=False, soft_wrap=True)
@@ -89,7 +96,10 @@ def _stages(
         prepared = (
             prepare(spec, known, record, cluster, say) if isinstance(known, Inputs) else known
         )
-    study = Study(spec, record.folder)
+    study = warm_study(spec, record, earlier) if earlier else Study(spec, record.folder)
+    if earlier:
+        taken = record.info["warm_start"]
+        say(f"taken from run {earlier.name}: {taken['taken']} trials, {taken['left_out']} left out")
     sent = ship(cluster, [*prepared.files(), *judge_files(spec)])
     record.update(state="searching")
     minutes, spent = spec.search.minutes, record.info["seconds"].get("search", 0.0)

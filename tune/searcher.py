@@ -8,7 +8,7 @@ it broke, and a broken one FAILs.
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tune.record import drop_partial_line
 
 STUDY = "search"
 RESTARTS = 2  # of a trial whose process died
+TAKEN_FROM = "taken_from"  # marks a trial of an earlier run: `search.warm_start`
 NOT_FINITE = "finite"  # the constraint that a NaN or infinite objective breaks
 
 
@@ -51,7 +52,12 @@ class Study:
         study: the Optuna study.
     """
 
-    def __init__(self, spec: Spec, folder: Path) -> None:
+    def __init__(self, spec: Spec, folder: Path, earlier: Sequence[FrozenTrial] = ()) -> None:
+        """Args:
+        spec: the resolved search.
+        folder: the run folder.
+        earlier: finished trials of another run, which come first.
+        """
         self.spec = spec
         self.folder = folder.absolute()
         drop_partial_line(folder / "study.journal")  # the next record would end up inside it
@@ -75,13 +81,16 @@ class Study:
                 "from what stands above it"
             ) from error
         self.distributions = distributions(spec.space)
+        # Not those that a driver which was killed has added already.
+        for trial in earlier[len(self.trials()) :]:
+            self.study.add_trial(trial)
         self._enqueue()
 
     def _enqueue(self) -> None:
         points = [dict(point) for point in self.spec.search.try_first]
         if self.spec.search.sampler == "grid":
             points += [point for point in grid(self.spec.space) if point not in points]
-        if len(self.trials()) >= len(points):
+        if len(self.trials()) - self.taken() >= len(points):
             return
         for point in points:
             fixed = {name: encode(name, value) for name, value in point.items()}
@@ -107,7 +116,7 @@ class Study:
 
     def ask(self) -> tuple[int, dict[str, Any]]:
         """Return the number and the configuration of the next trial."""
-        number = sum(trial.state != TrialState.WAITING for trial in self.trials())
+        number = self._numbered()
         self.study.sampler = self._sampler(number)
         trial = self.study.ask(self.distributions)
         return trial.number, self.params(trial.params)
@@ -142,7 +151,14 @@ class Study:
         return None if name is None else self.folder / name
 
     def started(self) -> int:
-        """Return how many trials have been asked for."""
+        """Return how many trials this search has asked for."""
+        return self._numbered() - self.taken()
+
+    def taken(self) -> int:
+        """Return how many trials come from an earlier run."""
+        return sum(TAKEN_FROM in trial.user_attrs for trial in self.trials())
+
+    def _numbered(self) -> int:
         return sum(trial.state != TrialState.WAITING for trial in self.trials())
 
     def unfinished(self) -> list[int]:
@@ -204,8 +220,16 @@ class Study:
             self.study.tell(number, state=state)
 
     def finalists(self, count: int) -> list[FrozenTrial]:
-        """Return the best feasible trials that reached the last rung, best first."""
-        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        """Return the best feasible trials that reached the last rung, best first.
+
+        Not those of an earlier run that has removed their weights.
+        """
+        complete = [
+            trial
+            for trial in self.trials()
+            if trial.state == TrialState.COMPLETE
+            and (TAKEN_FROM not in trial.user_attrs or "checkpoint" in trial.user_attrs)
+        ]
         reverse = self.spec.objective.direction == "maximize"
         return sorted(complete, key=lambda trial: trial.value or 0.0, reverse=reverse)[:count]
 

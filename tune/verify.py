@@ -5,8 +5,9 @@ finalists on fresh seeds and the untouched test split; a winner only where the e
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pyarrow.parquet
 import ray
 from optuna.trial import FrozenTrial
 
+from results.front import choices
+from results.run import open_run
 from search_spaces.spec import Spec
 from trainables.errors import UserError
 from trainables.report import Report
@@ -142,7 +145,15 @@ def verify(
             f"with {on} among them: {cause}. Mend it, then go on with "
             f"`{resume_command(record.folder)}`"
         )
-    verdict = {**decide(spec, params, done, reference), "test_pairs": len(prompts)}
+    chosen = [
+        {"budget": choice.budget, **({"trial": None} if (p := choice.point) is None else asdict(p))}
+        for choice in choices(open_run(record.folder))
+    ]
+    verdict = {
+        **decide(spec, params, done, reference),
+        "test_pairs": len(prompts),
+        "choices": chosen,
+    }
     write_json(record.folder / "verdict.json", verdict)
     return verdict
 
@@ -235,11 +246,29 @@ def resampled(gains: np.ndarray, seed: int) -> np.ndarray:
     The draw depends on the seed and the number of units alone, so that two models are compared on
     the same resampled prompts (the paired bootstrap; Efron and Tibshirani 1993, chapter 8).
     """
+    shares = gains.astype(np.float32) / len(gains)
+    return np.concatenate([counts @ shares for counts in _resamples(len(gains), seed)])
+
+
+@lru_cache(maxsize=4)  # the same for every model of a verdict
+def _small_resamples(units: int, seed: int) -> list[np.ndarray]:
+    return list(_draw_resamples(units, seed))
+
+
+def _resamples(units: int, seed: int) -> Iterable[np.ndarray]:
+    # All of them at once would be gigabytes on a split of many pairs.
+    small = units <= 1024
+    return _small_resamples(units, seed) if small else _draw_resamples(units, seed)
+
+
+def _draw_resamples(units: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each unit stands in each resample, in blocks of float32 `(block, units)`."""
     generator = np.random.default_rng(seed)
-    # One resample at a time: all of them at once would be gigabytes on a split of many pairs.
-    return np.array(
-        [gains[generator.integers(0, len(gains), len(gains))].mean() for _ in range(RESAMPLES)]
-    )
+    block = 500
+    for _ in range(RESAMPLES // block):
+        drawn = generator.integers(0, units, (block, units)) + units * np.arange(block)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=block * units)
+        yield counts.reshape(block, units).astype(np.float32)
 
 
 def bounds(draws: np.ndarray, confidence: float) -> list[float]:
@@ -250,18 +279,25 @@ def bounds(draws: np.ndarray, confidence: float) -> list[float]:
 
 
 def seed_variance(configurations: Iterable[Sequence[np.ndarray]]) -> tuple[float, int]:
-    """Return the variance of a run's mean gain over seeds, and its degrees of freedom.
+    """Return the variance of a run's true mean gain over seeds, and its degrees of freedom.
 
     Args:
-        configurations: for each, the gains of its runs, `(units,)` each.
+        configurations: for each, the gains of its runs, `(units,)` each, on the same units.
 
-    Pooled over configurations, as in an analysis of variance: two or three runs of one alone say
-    next to nothing about their spread.
+    The variance between the runs' means, pooled over configurations as in an analysis of variance:
+    two or three runs of one alone say next to nothing about their spread. Less what the sampling of
+    answers adds to it, which is known far better, from the units on which two runs differ, and
+    which the resampling of prompts counts already.
     """
-    means = [[run.mean() for run in runs] for runs in configurations]
-    freedom = sum(len(m) - 1 for m in means)
-    squares = sum(float(((m - np.mean(m)) ** 2).sum()) for m in means)
-    return (squares / freedom if freedom else 0.0), freedom
+    between = within = 0.0
+    freedom = 0
+    for runs in configurations:
+        gains = np.stack(runs)
+        freedom += len(runs) - 1
+        between += float(((gains.mean(axis=1) - gains.mean()) ** 2).sum())
+        apart = gains - gains.mean(axis=0)  # what tells runs apart on the same unit
+        within += float(apart.var(axis=1).sum()) / gains.shape[1]
+    return (max(0.0, between - within) / freedom if freedom else 0.0), freedom
 
 
 def configuration_draws(

@@ -1,0 +1,160 @@
+"""`search.warm_start`: the trials of an earlier run, taken into a new search before its own."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from results.journal import open_study
+from results.run import Run, open_run
+from search_spaces.sampling import decode, distributions, encode
+from search_spaces.spec import Spec, load
+from trainables.errors import UserError
+from trainables.store import META, damage
+from tune.record import Decision, Record, read_lines
+from tune.searcher import TAKEN_FROM, Study
+
+# What has to be equal for two trials to be measured by the same yardstick.
+SECTIONS = ("model", "revision", "dataset", "sft", "judge", "objective", "evaluation", "budget")
+
+
+def earlier_run(spec: Spec, record: Record) -> Run | None:
+    """Return the run to take trials from, or None where none is asked for or it is done already.
+
+    Raises:
+        UserError: there is no such run, it is still going on, or what it measured is not what this
+            search measures.
+    """
+    name = spec.search.warm_start
+    if name is None or record.info.get("warm_start"):
+        return None
+    run = open_run(name, spec.storage)
+    if run.active:
+        raise UserError(
+            f"search.warm_start: run {run.name} is going on; wait for its end, or end it with "
+            f"`preftune stop {run.name}`"
+        )
+    _refuse(run, _other_spec(spec, load(str(run.folder / "spec.yaml"))))
+    return run
+
+
+def _other_spec(spec: Spec, earlier: Spec) -> Iterator[str]:
+    for section in SECTIONS:
+        if getattr(spec, section) != getattr(earlier, section):
+            yield f"another {section}"
+    if spec.rungs_pairs != earlier.rungs_pairs:
+        yield f"rungs at {earlier.rungs_pairs} pairs, not {spec.rungs_pairs}"
+    if (spec.lora is None) != (earlier.lora is None):
+        yield "LoRA in one of them alone"
+
+
+def _other_content(record: Record, run: Run) -> Iterator[str]:
+    """Yield what differs although the two specs name the same: files and repositories change."""
+    now, then = record.info["prepared"], run.info.get("prepared") or {}
+    for stage, what in (("data", "data"), ("reference", "reference model")):
+        if now[stage] != then.get(stage):
+            yield f"another {what} ({then.get(stage)}, not {now[stage]})"
+    if _judge_of(record.folder, now) != _judge_of(run.folder, then):
+        yield "another judge"
+
+
+def _judge_of(folder: Path, prepared: Mapping[str, Any]) -> object:
+    """Return what told the judge of a run from others: a checksum or a commit."""
+    meta = folder.parent / "prepared" / str(prepared.get("answers")) / META
+    if not meta.is_file():
+        return None
+    return json.loads(meta.read_text(encoding="utf-8"))["inputs"]["judge"]
+
+
+def _refuse(run: Run, differences: Iterator[str]) -> None:
+    found = list(differences)
+    if found:
+        raise UserError(
+            f"search.warm_start: run {run.name} has {'; '.join(found)}. Its values cannot be "
+            "compared with this search's: make them equal, or leave warm_start out"
+        )
+
+
+def warm_study(spec: Spec, record: Record, run: Run) -> Study:
+    """Begin the study with an earlier run's trials; copy their records.
+
+    Trials that failed teach nothing; one whose configuration does not lie in this space, or whose
+    fixed fields are others, cannot be told to this sampler. Both are left out and counted.
+
+    Raises:
+        UserError: data, reference or judge are others than the earlier run's, whatever the specs
+            say; or no trial can be taken in.
+    """
+    _refuse(run, _other_content(record, run))
+    earlier = load(str(run.folder / "spec.yaml"))
+    study, _ = open_study(run.folder / "study.journal")
+    found = study.get_trials(deepcopy=False) if study else []
+    numbers: dict[int, int] = {}
+    taken: list[FrozenTrial] = []
+    for trial in found:
+        if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+            continue
+        stored = {name: decode(name, value) for name, value in trial.params.items()}
+        params = _in_space(spec, _whole(earlier, stored))
+        if params is not None:
+            numbers[trial.number] = len(taken)
+            taken.append(_as_ours(spec, trial, params, run))
+    if not taken:
+        raise UserError(
+            f"search.warm_start: none of the {len(found)} trials of run {run.name} lies in this "
+            "search's space with its fixed fields: widen the space, or leave warm_start out"
+        )
+    for old, new in numbers.items():
+        target = record.trial_folder(new)
+        if (run.trial_folder(old)).is_dir():
+            shutil.copytree(run.trial_folder(old), target, dirs_exist_ok=True)
+    theirs = [Decision(**line) for line in read_lines(run.folder / "decisions.jsonl")]
+    record.take_over(
+        [replace(one, trial=numbers[one.trial]) for one in theirs if one.trial in numbers]
+    )
+    ours = Study(spec, record.folder, taken)
+    record.update(
+        warm_start={
+            "run": str(run.folder),
+            "taken": len(taken),
+            "left_out": len(found) - len(taken),
+        }
+    )
+    return ours
+
+
+def _whole(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every field of a configuration, searched or fixed."""
+    lora = {f"lora.{name}": value for name, value in (spec.lora or {}).items()}
+    return {**spec.fixed_training(), **lora, **params}
+
+
+def _in_space(spec: Spec, whole: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the searched fields of a configuration, or None where this space does not hold it."""
+    params = {name: whole[name] for name in spec.space if name in whole}
+    if len(params) < len(spec.space) or _whole(spec, params) != whole:
+        return None
+    inside = all(domain.holds(params[name]) for name, domain in spec.space.items())
+    return params if inside else None
+
+
+def _as_ours(spec: Spec, trial: FrozenTrial, params: dict[str, Any], run: Run) -> FrozenTrial:
+    attributes = {**trial.user_attrs, TAKEN_FROM: f"{run.name}, trial {trial.number}"}
+    kept = attributes.pop("checkpoint", None)
+    if kept is not None and damage(run.folder / kept) is None:
+        attributes["checkpoint"] = str(run.folder / kept)  # where it is: copying it would double it
+    ours = create_trial(
+        state=trial.state,
+        value=trial.value,
+        params={name: encode(name, value) for name, value in params.items()},
+        distributions=distributions(spec.space),
+        user_attrs=attributes,
+        intermediate_values=trial.intermediate_values,
+        constraints=trial.constraints,
+    )
+    ours.datetime_start, ours.datetime_complete = trial.datetime_start, trial.datetime_complete
+    return ours
