@@ -1,5 +1,6 @@
 """Whole searches through real Ray, small enough for a test."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from results.errors import UserError as ResultsError
 from results.run import Run, open_run
 from search_spaces.spec import load
 from trainables.errors import UserError
+from trainables.preferences import load_rows, split_rows
 from tune.record import create
 from tune.warm_start import earlier_run, warm_study
 
@@ -144,19 +146,35 @@ def test_killed_and_resumed_search_is_the_undisturbed_one(
 
 @pytest.mark.timeout(300)
 def test_wild_search_ends_in_no_configuration_and_push_refuses(place: Path) -> None:
-    """Learning rates a thousand times too high, no limit on kl, no early stopping."""
+    """The original project's three, at learning rates a thousand times too high for this model.
+
+    Without a limit on kl and without early stopping: all three are trained to the end and verified.
+    """
+    first = [
+        {"learning_rate": rate, "per_device_train_batch_size": batch, "beta": beta, "optim": optim}
+        for rate, batch, beta, optim in (
+            (0.05, 4, 0.1, "adamw_torch"),
+            (0.1, 8, 0.2, "rmsprop"),
+            (0.2, 8, 0.3, "adamw_torch"),
+        )
+    ]
     printed = preftune(
         place,
         "run",
         "tiny.yaml",
         "--name",
         "wild",
-        *("--set", "space.learning_rate={choice: [0.05, 0.1]}"),
-        *("--set", "search.trials=2"),
+        *("--set", "space.learning_rate={choice: [0.05, 0.1, 0.2]}"),
+        *("--set", "space.beta={choice: [0.1, 0.2, 0.3]}"),
+        *("--set", "space.optim={choice: [adamw_torch, rmsprop]}"),
+        *("--set", f"search.try_first={json.dumps(first)}"),
+        *("--set", "search.trials=3"),
         *("--set", "search.scheduler=none"),
         *("--set", "objective.constraints.kl=null"),
         *("--set", "verify.finalists=1"),
     )
+    tried = [trial.params for trial in open_run(place / "runs" / "wild").trials()]
+    assert tried == first
     assert "No configuration beats the reference" in printed
     run = open_run(place / "runs" / "wild")
     verdict = run.verdict()
@@ -180,6 +198,41 @@ def test_show_and_list(place: Path, whole: tuple[Run, str]) -> None:
     one = preftune(place, "show", "whole", "--trial", "0")
     assert "0 of run whole" in one
     assert "77" in preftune(place, "show", "whole", "--trial", "77", code=1)
+
+
+@pytest.mark.timeout(300)
+def test_poisoned_test_split_changes_nothing_before_verification(
+    whole: tuple[Run, str], place: Path
+) -> None:
+    """The same rows, but for those of the test split: answers swapped, on each other's prompts."""
+    rows = load_rows("quickstart").to_list()
+    poisoned_rows = list(rows)
+    test = split_rows(len(rows), 0.2, 64, 42)["test"].tolist()
+    for number, other in zip(test, [*test[1:], test[0]], strict=True):
+        row = rows[number]
+        swapped = {"chosen": row["rejected"], "rejected": row["chosen"]}
+        poisoned_rows[number] = {"prompt": rows[other]["prompt"], **swapped}
+    path = place / "poisoned.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in poisoned_rows))
+    preftune(place, "run", "tiny.yaml", "--name", "poisoned", "--set", f"dataset.path={path}")
+    run, clean = open_run(place / "runs" / "poisoned"), whole[0]
+
+    def split(run: Run, name: str) -> bytes:
+        data = run.storage / "prepared" / run.info["prepared"]["data"]
+        return (data / f"{name}.parquet").read_bytes()
+
+    assert split(run, "train") == split(clean, "train")
+    assert split(run, "test") != split(clean, "test")
+    searched, undisturbed = story(run), story(clean)
+    assert searched["trials"] == undisturbed["trials"]
+    assert searched["decisions"] == undisturbed["decisions"]
+    for trial in clean.trials():
+        assert run.samples(trial.number) == clean.samples(trial.number)
+    # And the poison was there to be found: on the test split the order of the pairs is reversed.
+    verdicts = [run.verdict() for run in (run, clean)]
+    assert all(verdicts)
+    poisoned, sound = (v["finalists"][0]["test"]["accuracy"] for v in verdicts if v)
+    assert poisoned < 0.5 < sound
 
 
 @pytest.mark.timeout(300)

@@ -1,7 +1,14 @@
 """The journal: what is asked for, and that a new process asks for the same."""
 
+import json
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import optuna
 import pytest
@@ -151,3 +158,47 @@ def test_trial_that_ray_gave_up_comes_next(tmp_path: Path) -> None:
     searcher.on_trial_complete("d", error=True)
     suggested = searcher.suggest("e")
     assert isinstance(suggested, dict) and suggested["number"] == 2
+
+
+def test_dashboard_opens_the_journal_while_the_search_runs(tmp_path: Path) -> None:
+    """The real optuna-dashboard, in a process of its own, beside a study that goes on."""
+    study = Study(spec_of(), tmp_path)
+    for value in (0.6, 0.7):
+        number, _ = study.ask()
+        finish(study, number, value)
+    number, _ = study.ask()
+    study.measured(number, 300, {"win_rate": 0.3, "kl": 90.0})
+    study.tell(number, "constraint", "kl 90 > 20")
+    number, _ = study.ask()
+    study.measured(number, 100, {"win_rate": 0.55, "kl": 1.0})  # and goes on
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "optuna_dashboard._cli", "--quiet", "--port", str(port)]
+    process = subprocess.Popen([*command, str(tmp_path / "study.journal")])
+    try:
+
+        def get(path: str) -> dict[str, Any]:
+            with urlopen(f"http://127.0.0.1:{port}/api/{path}", timeout=30) as answer:
+                return json.load(answer)  # type: ignore[no-any-return]
+
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                (found,) = get("studies")["study_summaries"]
+                break
+            except URLError:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.2)
+        assert found["study_name"] == "search"
+        trials = get(f"studies/{found['study_id']}?after=0")["trials"]
+        states = [trial["state"] for trial in trials]
+        assert states == ["Complete", "Complete", "Pruned", "Running"]
+        assert [v["value"] for v in trials[3]["intermediate_values"]] == [0.55]
+        finish(study, number, 0.8)
+        while get(f"studies/{found['study_id']}?after=0")["trials"][3]["state"] != "Complete":
+            assert time.monotonic() < deadline  # it reads the journal anew every few seconds
+            time.sleep(0.5)
+    finally:
+        process.terminate()
+        process.wait()

@@ -19,6 +19,7 @@ from tune.searcher import Study
 from tune.verify import (
     Measured,
     _measured,
+    _refuse_if_all_failed,
     _undamaged,
     bounds,
     by_prompt,
@@ -104,6 +105,20 @@ def test_no_finalist(spec: Spec) -> None:
     found = decide(spec, {}, {}, REFERENCE)
     assert (found["outcome"], found["finalists"]) == ("none", [])
     assert "no trial reached the last rung" in found["sentence"]
+
+
+def test_search_in_which_every_trial_failed_has_no_verdict(spec: Spec, tmp_path: Path) -> None:
+    record = create(spec.model_copy(update={"storage": str(tmp_path)}), "t", True, "test")
+    study = Study(spec, record.folder)
+    for number in range(2):
+        study.ask()
+        study.tell(number, "error", f"judge.py, line {number}: KeyError")
+    with pytest.raises(UserError, match=r"all 2 trials failed.*line 1: KeyError.*--trials \+2"):
+        _refuse_if_all_failed(study, record)
+    study.ask()
+    study.measured(2, 900, {"win_rate": 0.4, "kl": 90.0})
+    study.tell(2, "constraint", "kl 90 > 20")
+    _refuse_if_all_failed(study, record)
 
 
 def test_finalist_whose_rerun_broke_down_does_not_pass(spec: Spec) -> None:

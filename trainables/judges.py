@@ -5,6 +5,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -115,6 +116,7 @@ def _blaming_user(name: str, file: Path | None, function: Callable[..., Any]) ->
     return called
 
 
+@lru_cache(maxsize=1)  # workers are reused: the next trial of the search has the same judge
 def _reward_model(path: str, device: torch.device) -> Judge:
     from transformers import AutoModelForSequenceClassification
 
@@ -146,7 +148,7 @@ def _reward_model(path: str, device: torch.device) -> Judge:
     tokenizer.padding_side = "right"
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
-    model.to(device).eval()
+    model.eval()
 
     def judge(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         texts = [
@@ -158,18 +160,22 @@ def _reward_model(path: str, device: torch.device) -> Judge:
         ]
         scores = [0.0] * len(texts)
         rows = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
-        for start in range(0, len(rows), BATCH):
-            batch = rows[start : start + BATCH]
-            inputs = tokenizer(
-                [texts[row] for row in batch],
-                padding=True,
-                add_special_tokens=False,  # the template has written them
-                return_tensors="pt",
-            ).to(device)
-            with torch.no_grad():
-                logits = model(**inputs).logits[:, 0].float().tolist()
-            for row, score in zip(batch, logits, strict=True):
-                scores[row] = score
+        model.to(device)
+        try:
+            for start in range(0, len(rows), BATCH):
+                batch = rows[start : start + BATCH]
+                inputs = tokenizer(
+                    [texts[row] for row in batch],
+                    padding=True,
+                    add_special_tokens=False,  # the template has written them
+                    return_tensors="pt",
+                ).to(device)
+                with torch.no_grad():
+                    logits = model(**inputs).logits[:, 0].float().tolist()
+                for row, score in zip(batch, logits, strict=True):
+                    scores[row] = score
+        finally:
+            model.to("cpu")  # between rungs it waits in host memory, and training has the device
         return scores
 
     return judge

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import ray
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from results.front import choices
 from results.run import open_run
@@ -81,9 +81,10 @@ def verify(
     made again.
 
     Raises:
-        UserError: every finalist's checkpoint is damaged; or a measurement failed. The others are
-            kept, and a resumed run makes it again.
+        UserError: every trial failed; every finalist's checkpoint is damaged; or a measurement
+            failed. The others are kept, and a resumed run makes it again.
     """
+    _refuse_if_all_failed(study, record)
     finalists = _undamaged(study, study.finalists(spec.verify.finalists), record, progress)
     jobs: list[tuple[int, int | None]] = [(trial.number, None) for trial in finalists]
     jobs += [(trial.number, seed) for seed in fresh_seeds(spec) for trial in finalists]
@@ -156,6 +157,17 @@ def verify(
     }
     write_json(record.folder / "verdict.json", verdict)
     return verdict
+
+
+def _refuse_if_all_failed(study: Study, record: Record) -> None:
+    """Raise where nothing was measured: "no configuration beats the reference" would be untrue."""
+    trials = study.trials()
+    if trials and all(trial.state == TrialState.FAIL for trial in trials):
+        cause = str(trials[-1].user_attrs.get("cause", "unknown")).rstrip(".")
+        raise UserError(
+            f"all {len(trials)} trials failed, the last because: {cause}. Mend it, then search on "
+            f"with `{resume_command(record.folder)} --trials +{len(trials)}`"
+        )
 
 
 def _undamaged(
