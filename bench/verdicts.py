@@ -9,6 +9,7 @@ Nothing is trained: what is simulated is what verification measures. The verdict
 import argparse
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -63,8 +64,8 @@ class World:
 
 def search(
     spec: Spec, effects: np.ndarray, world: World, generator: np.random.Generator
-) -> tuple[str, int | None]:
-    """Simulate one search; return the outcome and the winner.
+) -> tuple[int | None, list[int]]:
+    """Simulate one search; return the winner, if any, and the finalists.
 
     Args:
         effects: true win rate less 1/2 of each configuration, in the mean over seeds, `(trials,)`.
@@ -87,23 +88,26 @@ def search(
             done[number, seed] = Measured(measures, gains, np.array([]))
     rows = {row: {"score": None, "ended": True} for row in range(spec.verify.prompts)}
     verdict = decide(spec, {number: {} for number in finalists}, done, rows)
-    return verdict["outcome"], verdict["winner"]
+    return verdict["winner"], finalists
 
 
 def rates(
     spec: Spec, effects: np.ndarray, world: World, searches: int, seed: int = 0
 ) -> dict[str, float]:
-    """Return the share of searches that name any configuration, and that name the best one."""
+    """Return the share of searches that name any configuration; that name the best one; and in
+    which that is a finalist at all.
+    """
     generator = np.random.default_rng(seed)
     counts: Counter[str] = Counter()
     for _ in range(searches):
-        _, winner = search(spec, effects, world, generator)
+        winner, finalists = search(spec, effects, world, generator)
         counts["any"] += winner is not None
         counts["best"] += winner == int(np.argmax(effects))
-    return {name: counts[name] / searches for name in ("any", "best")}
+        counts["found"] += int(np.argmax(effects)) in finalists
+    return {name: counts[name] / searches for name in ("any", "best", "found")}
 
 
-def table(searches: int, deviation: float) -> list[dict[str, object]]:
+def table(searches: int, deviation: float) -> list[dict[str, Any]]:
     """Return false and right namings for each number of finalists and each kind of judge."""
     found = []
     none = np.zeros(TRIALS)
@@ -113,12 +117,14 @@ def table(searches: int, deviation: float) -> list[dict[str, object]]:
         world = World(exact, deviation)
         for finalists in (1, 2, 3):
             spec = load("quickstart", [f"verify.finalists={finalists}"])
+            better = rates(spec, one, world, searches)
             found.append(
                 {
                     "judge": "right or wrong" if exact else "a real number",
                     "finalists": finalists,
                     "false": rates(spec, none, world, searches)["any"],
-                    "right": rates(spec, one, world, searches)["best"],
+                    "right": better["best"],
+                    "found": better["found"],
                 }
             )
     return found

@@ -14,6 +14,7 @@ from search_spaces.spec import Spec
 from trainables import dpo
 from trainables.dpo import Plan, failure, in_order, measure_once, plan, train
 from trainables.errors import UserError
+from trainables.models import load_tokenizer
 from trainables.prepared import Prepared
 from trainables.quickstart.judge import judge
 from trainables.report import Report
@@ -71,6 +72,48 @@ def test_every_batch_size_sees_the_same_pairs_in_the_same_order() -> None:
         order
     )  # a batch that rounds up adds, no more
     assert list(in_order(10, 25, seed=4)) != list(order)
+
+
+@pytest.mark.parametrize(
+    ("micro", "accumulation"), [(4, 1), (2, 4)], ids=["batch 4", "batch 2, accumulated 4 times"]
+)
+def test_trainers_see_the_same_pairs_up_to_a_rung_whatever_their_batch(
+    small_spec: Spec,
+    prepared: Prepared,
+    monkeypatch: pytest.MonkeyPatch,
+    micro: int,
+    accumulation: int,
+) -> None:
+    """What TRL's trainer really computes its loss on, until the first two rungs."""
+    seen: list[list[int]] = []
+    step = dpo.PreparedDPOTrainer.training_step
+
+    def noted(self: Any, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
+        # Chosen answers stand in the first half of the batch, each after its prompt.
+        seen.extend(inputs["input_ids"][: len(inputs["input_ids"]) // 2].tolist())
+        return step(self, model, inputs, *rest)
+
+    monkeypatch.setattr(dpo.PreparedDPOTrainer, "training_step", noted)
+
+    def rungs(params: dict[str, Any]) -> list[list[tuple[int, ...]]]:
+        seen.clear()
+        at_rungs: list[list[tuple[int, ...]]] = []
+
+        def report(report: Report) -> None:
+            if report.rung is not None:
+                pad = load_tokenizer(prepared.tokenizer).pad_token_id
+                at_rungs.append([tuple(i for i in ids if i != pad) for ids in seen])
+            if report.rung == 1:
+                raise SystemExit
+
+        with pytest.raises(SystemExit):
+            train(small_spec, {**PARAMS, **params}, prepared, report, seed=1, judge=judge)
+        return at_rungs
+
+    eight = rungs({"per_device_train_batch_size": 8})
+    assert [len(pairs) for pairs in eight] == [16, 48]
+    other = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+    assert rungs(other) == eight
 
 
 @pytest.mark.parametrize(
