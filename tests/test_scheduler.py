@@ -1,6 +1,7 @@
 """ASHA over pairs, on numbers small enough to rank by hand."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,6 +147,28 @@ def test_failed_trial_fails_alone(spec: Spec) -> None:
     assert desk.study.trial(bad).user_attrs["cause"] == "KeyError: 'x'"
     assert (desk.record.folder / "trials" / str(bad) / "log.txt").read_text() == "Traceback"
     assert desk.rung(good, 0, 0.5)
+
+
+def test_process_that_dies_after_its_last_report_changes_nothing(spec: Spec) -> None:
+    """Ray still asks the worker to save when the study has been told how the trial ended."""
+    desk = Desk(spec)
+    number = desk.study.ask()[0]
+    trial = SimpleNamespace(
+        trial_id="a", config={"number": number}, num_failures=0, max_failures=2, status="RUNNING"
+    )
+    for rung, answer in enumerate(("CONTINUE", "CONTINUE", "STOP")):
+        assert trial.max_failures == 2
+        pairs = desk.spec.rungs_pairs[rung]
+        measures = {"win_rate": 0.6, "kl": 1.0}
+        report = Report(pairs=pairs, rung=rung, measures=measures, deltas=np.zeros(2))
+        result = {"report": report, "device": "cpu", "node": "here"}
+        assert desk.scheduler.on_trial_result(None, trial, result) == answer
+    assert trial.max_failures == 0  # Ray does not start it again
+    before = desk.study.trial(number)
+    trial.num_failures = 1
+    desk.scheduler.on_trial_error(None, trial)
+    after = desk.study.trial(number)
+    assert after.state == TrialState.COMPLETE and after.user_attrs == before.user_attrs
 
 
 @pytest.mark.parametrize("over", ["stop", "time"])

@@ -88,17 +88,21 @@ class RungScheduler(DriverOnly, FIFOScheduler):
     def _end_stuck(self, trial: RayTrial) -> None:
         minutes = self.spec.search.stuck_minutes
         cause = f"no report for {minutes:g} minutes (search.stuck_minutes): its process was ended"
-        self.study.tell(trial.config["number"], "error", cause)
+        if not self._ended(trial):
+            self.study.tell(trial.config["number"], "error", cause)
         self.stuck.add(trial.trial_id)
         self.heard[trial.trial_id] = math.inf
         trial.max_failures = 0  # it would hang again
         ray.kill(trial.temporary_state.ray_actor)
 
     def on_trial_error(self, controller: Any, trial: RayTrial) -> None:
-        """Note that a trial's process died, and tell the study if it was once too often."""
+        """Note that a trial's process died, and tell the study if it was once too often.
+
+        One that dies between its last report and its end has lost nothing: the study was told.
+        """
         number: int = trial.config["number"]
         deaths, allowed = trial.num_failures, trial.max_failures
-        if trial.trial_id in self.stuck:
+        if trial.trial_id in self.stuck or self._ended(trial):
             return
         self.study.note(number, restarts=min(deaths, allowed))
         if deaths > allowed:
@@ -121,7 +125,16 @@ class RungScheduler(DriverOnly, FIFOScheduler):
             facts["checkpoint"] = str("tune" / (Path(trial.path) / name).relative_to(home))
         self.study.note(number, **facts)
         on = self.reported(number, result["report"])
-        return str(TrialScheduler.CONTINUE if on else TrialScheduler.STOP)
+        if on:
+            return str(TrialScheduler.CONTINUE)
+        # Ray stops it only after one more call to its worker, and would start it again if that
+        # died meanwhile.
+        trial.max_failures = 0
+        return str(TrialScheduler.STOP)
+
+    def _ended(self, trial: RayTrial) -> bool:
+        number: int = trial.config["number"]
+        return self.study.trial(number).state.is_finished()
 
     def reported(self, number: int, report: Report) -> bool:
         """Record a report; return whether the trial goes on.
