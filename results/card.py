@@ -1,8 +1,11 @@
 """The model card of a published model: what was measured, in metadata and in words."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from results.doctor import Finding, of_data, of_trial
 from results.publish import Candidate, candidate, hub_id, public_name
 from results.run import Run, leaderboard
 from results.trl_config import dpo_yaml
@@ -14,13 +17,19 @@ ROWS = 5
 VERSIONS = ("preftune", "trl", "transformers", "torch")
 
 
-def model_card(run: Run, trial: int | None = None, repo: str | None = None) -> str:
+def model_card(
+    run: Run,
+    trial: int | None = None,
+    repo: str | None = None,
+    full: Mapping[str, Any] | None = None,
+) -> str:
     """Write the `README.md` of the winner's model, or of the given trial's.
 
     Args:
         run: an opened run.
         trial: a trial other than the winner.
-        repo: where the model will be found; default: the folder `best` of the run.
+        repo: where the model will be found; default: the folder `best` or `full` of the run.
+        full: what `full.json` says, for the winner trained on all pairs.
 
     Raises:
         UserError: the verdict names no winner and no trial was given.
@@ -28,11 +37,15 @@ def model_card(run: Run, trial: int | None = None, repo: str | None = None) -> s
     from huggingface_hub import ModelCard
 
     chosen = candidate(run, trial)
+    if full:
+        chosen = replace(chosen, measures=full["test"], passing=full["passing"])
     verdict = run.verdict() or {}
     base, dataset = _base(run), _dataset(run)
     judge = run.spec.get("judge")
     prompts, pairs = (verdict.get(key, "?") for key in ("test_prompts", "test_pairs"))
-    where = f"{prompts} prompts and {pairs} pairs of the test split, touched once"
+    of = " trained on all pairs" if full else ""
+    touched = "on which the search was verified" if full else "touched once"
+    where = f"{prompts} prompts and {pairs} pairs of the test split, {touched}"
     if chosen.split != "test":
         where = "the validation split, on which the search chose: nothing was verified"
     versions = run.info.get("versions") or {}
@@ -40,20 +53,23 @@ def model_card(run: Run, trial: int | None = None, repo: str | None = None) -> s
         _metadata(run, chosen, repo),
         template_path=str(TEMPLATE),
         title=repo or run.name,
-        sentence=verdict_sentence(run),
-        judged=judged(verdict, chosen.number),
+        sentence=full["sentence"] if full else verdict_sentence(run),
+        judged=None if full else judged(verdict, chosen.number),
         passing=chosen.passing,
         base=base,
         dataset=dataset,
+        all_pairs=f"{full['pairs']:,}" if full else None,
         trials=len(run.trials()),
         judge=f"Answers were judged by {public_name(judge)}." if judge else "There was no judge.",
-        figures_of=f"Of trial {chosen.number}, measured on {where}.",
+        figures_of=f"Of trial {chosen.number}{of}, measured on {where}.",
         figures=[
             (name, measure(chosen.reference, name), measure(chosen.measures, name))
             for name in FIGURES
             if measure(chosen.measures, name) != "-"
         ],
-        repo=repo or "best",
+        wary=_wary(run, chosen, full),
+        wary_of=f"In the measures of the {'test' if full else 'validation'} split and in the data:",
+        repo=repo or ("full" if full else "best"),
         params=[(name, _cell(compact(value))) for name, value in _fields(run, chosen).items()],
         searched=run.searched,
         metric=run.metric,
@@ -63,9 +79,17 @@ def model_card(run: Run, trial: int | None = None, repo: str | None = None) -> s
     return str(content)
 
 
-def published_texts(run: Run, trial: int | None = None, repo: str | None = None) -> dict[str, str]:
+def published_texts(
+    run: Run,
+    trial: int | None = None,
+    repo: str | None = None,
+    full: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
     """The two files that are written rather than copied: file name -> text."""
-    return {"README.md": model_card(run, trial, repo), "dpo.yaml": dpo_yaml(run, trial)}
+    return {
+        "README.md": model_card(run, trial, repo, full),
+        "dpo.yaml": dpo_yaml(run, trial, full["pairs"] if full else None),
+    }
 
 
 def _metadata(run: Run, chosen: Candidate, repo: str | None) -> Any:
@@ -119,6 +143,14 @@ def _dataset(run: Run) -> str:
     if hub_id(path):
         return f"[{path}](https://huggingface.co/datasets/{path})"
     return f"`{public_name(path)}`"
+
+
+def _wary(run: Run, chosen: Candidate, full: Mapping[str, Any] | None) -> list[Finding]:
+    """What the doctor finds in the published weights and in the data."""
+    trial = run.trial(chosen.number)
+    if full:  # other weights than the trial's: of the trial's limits and crashes they know nothing
+        trial = replace(trial, measures=full["test"], constraints={}, attrs={})
+    return [*of_trial(run, trial), *of_data(run)]
 
 
 def _rows(run: Run) -> list[list[str]]:

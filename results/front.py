@@ -21,14 +21,16 @@ class Point:
         pairs: pairs seen there.
         kl: nats per answer.
         value: the objective.
-        eligible: whether nothing but the limit on `kl` keeps it from being chosen: it used its
-            budget, or was ended for its `kl` alone.
+        complete: it used its budget of pairs.
+        eligible: nothing but the limit on `kl` keeps it from being chosen: it is complete, or was
+            ended for its `kl` alone.
     """
 
     trial: int
     pairs: int
     kl: float
     value: float
+    complete: bool
     eligible: bool
 
 
@@ -49,8 +51,11 @@ def points(run: Run) -> list[Point]:
             continue
         broken = {name for name, excess in trial.constraints.items() if not excess <= 0}
         for_kl = trial.state == "infeasible" and broken == {"kl"}
-        eligible = trial.state == "complete" or for_kl
-        found.append(Point(trial.number, trial.pairs, float(kl), float(value), eligible))
+        complete = trial.state == "complete"
+        point = Point(
+            trial.number, trial.pairs, float(kl), float(value), complete, complete or for_kl
+        )
+        found.append(point)
     return found
 
 

@@ -158,6 +158,15 @@ class Run:
         """The verdict, or None before there is one."""
         return read_json(self.folder / "verdict.json")
 
+    def full(self) -> dict[str, Any] | None:
+        """What training the winner on all pairs came to.
+
+        None before it, and where more trials have made another one the winner since.
+        """
+        full = read_json(self.folder / "full.json")
+        winner = (self.verdict() or {}).get("winner")
+        return full if full and full.get("trial") == winner else None
+
     def data_report(self) -> dict[str, Any] | None:
         """What was loaded, dropped and truncated, or None before the data are prepared."""
         return read_json(self.folder / "data_report.json")

@@ -9,16 +9,17 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from results.doctor import Finding, of_data, of_trial
 from results.run import Run, RunSummary, Trial, leaderboard
 from results.words import (
     columns,
     compact,
     ending,
-    flags,
     interval,
     judged,
     measure,
     number,
+    other_budgets,
     plain,
     verdict_sentence,
 )
@@ -63,10 +64,11 @@ def leaderboard_table(run: Run, limit: int | None = None) -> RenderableType:
         )
     warnings: dict[str, list[str]] = {}
     for trial in run.trials():
-        for flag in flags(trial):
-            warnings.setdefault(flag, []).append(str(trial.number))
+        for finding in of_trial(run, trial):
+            warnings.setdefault(finding.sign, []).append(str(trial.number))
     notes = ["* the winner of the verdict"] if winner is not None else []
-    notes += [f"{plain(flag)}: trial {', '.join(numbers)}" for flag, numbers in warnings.items()]
+    notes += [f"{plain(sign)}: trial {', '.join(numbers)}" for sign, numbers in warnings.items()]
+    notes += ["`preftune show` with `--trial N` says what each means"] if warnings else []
     return Group(table, *(Text(note, style="dim") for note in notes))
 
 
@@ -105,13 +107,14 @@ def verdict_panel(run: Run) -> Panel:
         f"{100 * float(verdict.get('confidence') or 0):g} %, all finalists together."
     )
     border = "green" if verdict.get("passing") else "yellow"
-    words = [Text(line) for line in [judged(verdict)] if line]
+    told = [judged(verdict), other_budgets(verdict), (run.full() or {}).get("sentence")]
+    words = [Text(plain(line)) for line in told if line]
     body = Group(sentence, *words, table, note)
     return Panel(body, title="Verdict", title_align="left", border_style=border)
 
 
 def trial_detail(run: Run, n: int, samples: int = 3) -> RenderableType:
-    """One trial: its end, its hyperparameters, each rung, each decision, some of its answers."""
+    """One trial: how it ended, its rungs, what to be wary of, decisions, some of its answers."""
     trial = run.trial(n)
     facts = _table("", "")
     facts.show_header = False
@@ -127,6 +130,7 @@ def trial_detail(run: Run, n: int, samples: int = 3) -> RenderableType:
             values = [measure(run.reference, name), *(measure(r, name) for r in rungs)]
             table.add_row(name, *values)
         parts.append(table)
+    parts += _wary(of_trial(run, trial))
     decisions = [
         f"{d.get('pairs')} pairs: {d.get('decision')} at {number(d.get('value'), 3)}, "
         f"{d.get('reason')}"
@@ -144,7 +148,7 @@ def trial_detail(run: Run, n: int, samples: int = 3) -> RenderableType:
 
 
 def data_report_table(run: Run) -> RenderableType:
-    """What was loaded, and of each split what was dropped, why, and what is left."""
+    """What was loaded; of each split what was dropped, why, what is left; what to be wary of."""
     report = run.data_report()
     if report is None:
         return Text("data_report.json is missing: what was loaded and dropped is unknown")
@@ -177,7 +181,7 @@ def data_report_table(run: Run) -> RenderableType:
         tokens = [split.get(name) or {} for split in found]
         label = f"{name.replace('_', ' ')}, median / 95th percentile"
         row(label, (f"{_count(t.get('median'))} / {_count(t.get('p95'))}" for t in tokens))
-    return Group(Text(plain(head)), table)
+    return Group(Text(plain(head)), table, *_wary(of_data(run)))
 
 
 def _count(value: object) -> str:
@@ -194,7 +198,6 @@ def _facts(run: Run, trial: Trial) -> list[tuple[str, str]]:
     facts += [(name, compact(value)) for name, value in trial.params.items()]
     skipped = ("ended_by", "cause")
     facts += [(k, compact(v)) for k, v in trial.attrs.items() if k not in skipped]
-    facts += [("wary of", ", ".join(flags(trial)))] if flags(trial) else []
     return facts
 
 
@@ -213,6 +216,14 @@ def _change(finalist: dict[str, Any], name: str) -> str:
     # The verdict counts what is gained; the column beside it holds a loss, which falls.
     low_is_good = [-value for value in reversed(bounds or [])]
     return interval(None if difference is None else -difference, low_is_good, 3)
+
+
+def _wary(findings: list[Finding]) -> list[Text]:
+    """What the doctor found, in full."""
+    if not findings:
+        return []
+    lines = (f"{finding.sign}: {finding.sentence}" for finding in findings)
+    return [Text("What to be wary of", style="bold"), *_list(lines)]
 
 
 def _list(lines: Iterable[str]) -> list[Text]:

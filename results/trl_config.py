@@ -23,17 +23,22 @@ LORA = {
 }
 
 
-def dpo_yaml(run: Run, trial: int | None = None) -> str:
+def dpo_yaml(run: Run, trial: int | None = None, pairs: int | None = None) -> str:
     """Write the winner (or the given trial) as fields of ScriptArguments, DPOConfig, ModelConfig.
 
     What such a file cannot say (an SFT pass, a local or embedded data set, a field of LoraConfig
     that TRL's command does not offer) stands in it as a comment.
 
+    Args:
+        run: an opened run.
+        trial: a trial other than the winner.
+        pairs: what the model was trained on, where that is more than the search's budget.
+
     Raises:
         UserError: the verdict names no winner and no trial was given.
     """
     chosen = candidate(run, trial)
-    spec = run.spec
+    spec = run.spec if pairs is None else run.spec | {"budget": {"pairs": pairs}}
     model, dataset = run.info.get("model") or {}, spec.get("dataset") or {}
     path = model.get("path") or spec.get("model")
     fixed = {**(spec.get("training") or {}), **chosen.params}
@@ -54,6 +59,8 @@ def dpo_yaml(run: Run, trial: int | None = None) -> str:
     fields |= {"seed": _seed(run, chosen.number), "bf16": _bf16(run)}
     fields |= training
     comments = _comments(run, path, dataset, lora)
+    if pairs is not None:
+        comments.insert(1, f"Its steps are those of all {pairs:,} pairs; the search's had fewer.")
     if lora:
         fields["use_peft"] = True
         for name, (trl_name, default) in LORA.items():

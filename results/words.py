@@ -94,6 +94,26 @@ def judged(verdict: Mapping[str, Any], trial: int | None = None) -> str | None:
     )
 
 
+def other_budgets(verdict: Mapping[str, Any]) -> str | None:
+    """What the search would have chosen under a smaller and a larger limit on `kl`."""
+    choices = verdict.get("choices") or []
+    if not choices:
+        return None
+    metric = str(verdict.get("metric"))
+
+    def one(choice: Mapping[str, Any]) -> str:
+        limit = f"kl ≤ {compact(choice.get('budget'))}"
+        if choice.get("trial") is None:
+            return f"{limit} no trial"
+        value, kl = measure({metric: choice.get("value")}, metric), measure(choice, "kl")
+        # A larger budget's choice may be one that the search ended on its way.
+        at = "" if choice.get("complete") else f", ended at {choice.get('pairs')} pairs"
+        return f"{limit} trial {choice['trial']} ({metric} {value}, kl {kl}{at})"
+
+    told = "; under ".join(one(choice) for choice in choices)
+    return f"By the validation split the search would choose, under {told}."
+
+
 def ending(trial: Trial, run: Run) -> str:
     """Why a trial ended, in a word or two."""
     if trial.state == "running":
@@ -105,35 +125,6 @@ def ending(trial: Trial, run: Run) -> str:
     if trial.state == "infeasible":
         return "nan" if trial.ended_by == "nan" else "infeasible"
     return trial.state
-
-
-def flags(trial: Trial) -> list[str]:
-    """What to be wary of in a trial's last measures: signs of collapse or of a misled measure."""
-    found = [
-        f"beyond the {name} limit" for name, value in trial.constraints.items() if not value <= 0
-    ]
-    measures = trial.measures
-
-    def value(name: str) -> float | None:
-        raw = measures.get(name)
-        return float(raw) if isinstance(raw, int | float) else None
-
-    ratio, ended, repetition = value("length_ratio"), value("ended"), value("repetition")
-    accuracy, win_rate = value("accuracy"), value("win_rate")
-    if ratio is not None and not 0.67 <= ratio <= 1.5:
-        found.append("long answers" if ratio > 1 else "short answers")
-    if ended is not None and ended < 0.8:
-        found.append("answers do not end")
-    if repetition is not None and repetition > 0.2:
-        found.append("repeats itself")
-    # The pairs call it excellent while the judge prefers the reference: over-optimised.
-    if accuracy is not None and win_rate is not None and accuracy > 0.8 and win_rate < 0.45:
-        found.append("pairs mislead")
-    if trial.attrs.get("micro_batch"):
-        found.append(f"micro-batch {trial.attrs['micro_batch']}")
-    if trial.attrs.get("restarts"):
-        found.append(f"restarts {trial.attrs['restarts']}")
-    return found
 
 
 def verdict_sentence(run: Run) -> str:

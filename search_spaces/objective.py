@@ -8,13 +8,15 @@ from pydantic_core import PydanticCustomError
 
 from search_spaces.problems import Problem, nearest
 
-# Starting values, to be calibrated. Either objective can be had cheaply far from the reference.
+# Either objective can be had cheaply far from the reference. Calibrated in docs/evidence.md: `kl`
+# does nearly all of it, and the others are as tight as they can be without costing anything there;
+# but `ended`, which where answers are as long as max_new_tokens says nothing of a model's health.
 LIMITS: dict[str, dict[str, dict[str, float]]] = {
     "win_rate": {"kl": {"max": 20.0}},
     "pair_loss": {
         "kl": {"max": 20.0},  # nats per answer
-        "chosen_drift": {"min": -0.5},  # nats per token
-        "repetition": {"max": 0.5},  # share of 4-grams
+        "chosen_drift": {"min": -0.2},  # nats per token
+        "repetition": {"max": 0.2},  # share of 4-grams
         "ended": {"min": 0.1},  # share of answers
     },
 }

@@ -4,9 +4,10 @@ from typing import Any
 
 import streamlit as st
 
+from results.doctor import of_data, of_trial
 from results.errors import UserError
 from results.run import ACTIVE, Run, leaderboard, list_runs, open_run
-from results.words import columns, compact, ending, flags, judged, number, verdict_sentence
+from results.words import columns, compact, ending, judged, number, verdict_sentence
 from serve.choice import Choice, literal
 
 REFRESH_SECONDS = 5
@@ -56,6 +57,7 @@ def _run(run: Run) -> None:
         st.warning(literal(words))
     st.subheader("Leaderboard")
     st.dataframe(_rows(run), hide_index=True)
+    _wary(run)
     left, right = st.columns(2)
     left.plotly_chart(_scatter(run), key="scatter", config={"displayModeBar": False})
     right.plotly_chart(_curves(run), key="curves", config={"displayModeBar": False})
@@ -85,11 +87,25 @@ def _rows(run: Run) -> list[dict[str, Any]]:
             "pairs": trial.pairs,
             **{name: compact(trial.params.get(name, "-")) for name in run.searched},
             **{name: trial.measures.get(name) for name in shown},
-            "wary of": ", ".join(flags(trial)),
+            "wary of": ", ".join(finding.sign for finding in of_trial(run, trial)),
             "cause": trial.cause or "",
         }
         for trial in leaderboard(run)
     ]
+
+
+def _wary(run: Run) -> None:
+    """What the doctor found in the data and in each trial, in full."""
+    about = [("The data", of_data(run))]
+    about += [(f"Trial {trial.number}", of_trial(run, trial)) for trial in leaderboard(run)]
+    lines = [
+        f"- **{literal(about_what)}, {literal(finding.sign)}.** {literal(finding.sentence)}"
+        for about_what, findings in about
+        for finding in findings
+    ]
+    if lines:
+        with st.expander("What to be wary of"):
+            st.markdown("\n".join(lines))
 
 
 def _figure(title: str, x: str, y: str) -> Any:

@@ -1,15 +1,16 @@
 """The front of the objective against KL, and what other budgets would have chosen."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from results.front import Point, choices, front
 from results.run import Run, Trial
+from results.words import other_budgets
 
 
 def point(trial: int, kl: float, value: float) -> Point:
-    return Point(trial, 1600, kl, value, True)
+    return Point(trial, 1600, kl, value, True, True)
 
 
 def test_front_by_hand() -> None:
@@ -49,6 +50,22 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Run:  # type: ignore[no-un
 def test_choices_under_half_the_limit_the_limit_and_twice_of_it(run: Run) -> None:
     found = [(c.budget, c.point.trial, c.point.pairs) for c in choices(run) if c.point]
     assert found == [(10.0, 0, 1600), (20.0, 1, 1600), (40.0, 2, 533)]
+
+
+def test_choices_in_words(run: Run) -> None:
+    told = [
+        {"budget": c.budget, **(asdict(c.point) if c.point else {"trial": None})}
+        for c in choices(run)
+    ]
+    words = other_budgets(
+        {"metric": "win_rate", "choices": [{**told[0], "trial": None}, *told[1:]]}
+    )
+    assert words == (
+        "By the validation split the search would choose, under kl ≤ 10 no trial; under kl ≤ 20 "
+        "trial 1 (win_rate 0.700, kl 15.0); under kl ≤ 40 trial 2 (win_rate 0.750, kl 30.0, ended "
+        "at 533 pairs)."
+    )
+    assert other_budgets({"metric": "win_rate"}) is None
 
 
 def test_budget_under_which_nothing_is_left(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

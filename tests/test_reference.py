@@ -112,7 +112,8 @@ def test_answers_are_one_for_each_distinct_prompt_in_the_documented_form(made: P
     raw = rows(PAIRS)
     judge = load_judge("quickstart", CPU)
     for line, row in zip(lines, raw, strict=False):
-        assert list(line) == ["row", "prompt", "answer", "tokens", "ended", "score"]
+        names = ["row", "prompt", "answer", "tokens", "ended", "repetition", "score"]
+        assert list(line) == names
         assert line["prompt"] == row["prompt"][-1]["content"]
         assert line["tokens"] >= 1
         assert [line["score"]] == judge([line["prompt"]], [line["answer"]])

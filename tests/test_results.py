@@ -24,7 +24,7 @@ from results.tables import (
     verdict_panel,
 )
 from results.trl_config import BATCH_DEFAULTS, LORA, dpo_yaml
-from results.words import compact, flags
+from results.words import compact
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -190,7 +190,8 @@ def test_leaderboard_fits_100_columns_and_loses_nothing(storage: Path) -> None:
     assert ["-", "reference", "0", "0.500", "0.46", "0.0", "0.50", "1.00"] in rows
     winner = ["0*", "complete", "1600", "2.1e-4", "0.3", "8", "sigmoid"]
     assert any(row[:7] == winner for row in rows)
-    assert "pairs mislead: trial 2" in shown and "beyond the kl limit: trial 2" in shown
+    assert "\nKL blow-up: trial 2\n" in shown and "\npairs mislead: trial 2\n" in shown
+    assert "`preftune show` with `--trial N` says what each means" in shown
 
 
 def test_verdict_names_judge_scores_with_their_interval(storage: Path) -> None:
@@ -237,10 +238,26 @@ def test_compact(value: object, shown: str) -> None:
     assert compact(value) == shown
 
 
-def test_flags_are_signs_of_collapse(storage: Path) -> None:
-    trials = open_run("won", storage).trials()
-    assert flags(trials[0]) == []
-    assert flags(trials[2]) == ["beyond the kl limit", "answers do not end", "pairs mislead"]
+def test_what_to_be_wary_of_is_in_full_where_there_is_room(storage: Path) -> None:
+    run = open_run("won", storage)
+    shown = " ".join(text(trial_detail(run, 2)).split())
+    assert "- missing EOS: 30 % of the answers end with EOS, of the reference's 100 %" in shown
+    assert "wary" not in text(trial_detail(run, 0))
+    shown = " ".join(text(data_report_table(run)).split())
+    assert "- truncated answers: In many pairs an answer is cut at max_length 128" in shown
+
+
+def test_card_says_what_to_be_wary_of_only_where_there_is_something(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "cut")
+    card = model_card(open_run(folder))
+    assert "- **truncated answers**: In many pairs" in card and card.count("\n- **") == 1
+    assert "- **pairs mislead**: It ranks 99 %" in model_card(open_run(folder), 2)
+    test = {"win_rate": 0.7, "ended": 0.2, "length_ratio": 1.0}
+    full = {"test": test, "passing": True, "sentence": "It is better.", "pairs": 1950, "trial": 0}
+    card = model_card(open_run(folder), full=full)
+    assert "- **missing EOS**: 20 %" in card and "measures of the test split" in card
+    (folder / "data_report.json").unlink()
+    assert "wary" not in model_card(open_run(folder))
 
 
 def test_card_metadata_and_words(storage: Path) -> None:

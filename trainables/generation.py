@@ -11,7 +11,14 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from trainables.judges import Judge
 from trainables.logprobs import Ids, LogProbs, autocasting, evaluating, sequence_logps
-from trainables.metrics import OF_JUDGE, OF_SAMPLES, deltas, pair_measures, sample_measures
+from trainables.metrics import (
+    OF_JUDGE,
+    OF_SAMPLES,
+    deltas,
+    pair_measures,
+    repetition,
+    sample_measures,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -146,6 +153,7 @@ def answer_lines(
             "answer": answer.text,
             "tokens": len(answer.ids),
             "ended": answer.ended,
+            "repetition": repetition(answer.ids),
             "score": scores[i] if scores else None,
         }
         for i, answer in enumerate(answers)

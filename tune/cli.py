@@ -46,12 +46,12 @@ def run(
     from search_spaces.spec import load
 
     checked = load(spec, set_ or [])
-    from tune.record import create
+    from tune.record import create, resume_command
     from tune.run import run_search
 
     label = name or Path(spec).stem
     record = create(checked, label, name is not None, "preftune " + shlex.join(sys.argv[1:]))
-    with _resumable(record.folder):
+    with _resumable(resume_command(record.folder)):
         run_search(checked, record, address, console)
 
 
@@ -70,10 +70,11 @@ def resume(
     found = reopened(run, storage, trials, console)
     if found is None:
         return
+    from tune.record import resume_command
     from tune.run import run_search
 
     spec, record = found
-    with _resumable(record.folder):
+    with _resumable(resume_command(record.folder)):
         run_search(spec, record, address, console)
 
 
@@ -115,6 +116,39 @@ def show(
     console.print(data_report_table(found))
     console.print(leaderboard_table(found))
     console.print(verdict_panel(found))
+
+
+@app.command()
+def report(
+    run: RunName = None,
+    storage: Storage = "runs",
+    png: Annotated[
+        bool, typer.Option("--png", help="Write the figures as PNG too; needs preftune[png].")
+    ] = False,
+) -> None:
+    """Write the run's report: one HTML page that needs no network."""
+    from results.report import write_figures, write_report
+    from results.run import open_run
+
+    found = open_run(run, storage)
+    console.print(str(write_report(found)), highlight=False, markup=False, soft_wrap=True)
+    for path in write_figures(found) if png else ():
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    run: RunName = None,
+    storage: Storage = "runs",
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
+) -> None:
+    """Train the winning configuration on all of the training pairs; say if that is better."""
+    from results.run import open_run
+    from tune.train import train_command, train_winner
+
+    found = open_run(run, storage)
+    with _resumable(train_command(found.folder)):
+        train_winner(found, address, console)
 
 
 @app.command()
@@ -168,17 +202,15 @@ def chat(
 class _resumable:
     """Ends an interrupted command with the line that goes on."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, command: str) -> None:
+        self.command = command
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is KeyboardInterrupt:
-            from tune.record import resume_command
-
             errors.print(
-                f"Interrupted. Go on with: {resume_command(self.folder)}",
+                f"Interrupted. Go on with: {self.command}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,

@@ -1,7 +1,8 @@
-"""The winner's own checkpoint as `best/`: a plain Hugging Face folder that anything can load."""
+"""A checkpoint as a plain Hugging Face folder that anything can load; the winner's is `best/`."""
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
@@ -19,11 +20,10 @@ WEIGHTS = ("config.json", "generation_config.json", "*.safetensors", "*.safetens
 
 
 def hand_over(spec: Spec, record: Record, prepared: Prepared, checkpoint: Path) -> None:
-    """Make `best/` from the winner's checkpoint; all of it or nothing.
+    """Make `best/` from the winner's checkpoint.
 
     Args:
-        checkpoint: the winner's last one: a whole model, or a LoRA adapter, which is merged into
-            its base.
+        checkpoint: the winner's last one.
 
     Raises:
         UserError: the checkpoint is damaged.
@@ -33,8 +33,22 @@ def hand_over(spec: Spec, record: Record, prepared: Prepared, checkpoint: Path) 
             f"the winner's checkpoint is damaged ({found}), so there is no `best/`: verify the "
             f"other finalists with `{resume_command(record.folder)}`"
         )
-    best = record.folder / "best"
-    work = Path(tempfile.mkdtemp(dir=record.folder, prefix=".best."))
+    texts = published_texts(open_run(record.folder))
+    model_folder(spec, record.folder / "best", prepared, checkpoint, texts)
+
+
+def model_folder(
+    spec: Spec, out: Path, prepared: Prepared, checkpoint: Path, texts: Mapping[str, str]
+) -> None:
+    """Make a model's folder; all of it or nothing.
+
+    Args:
+        out: the folder, which replaces one of that name.
+        checkpoint: an undamaged one: a whole model, or a LoRA adapter, which is merged into its
+            base.
+        texts: files to write beside the model, by name.
+    """
+    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         if spec.lora is None:
             for pattern in WEIGHTS:
@@ -49,12 +63,14 @@ def hand_over(spec: Spec, record: Record, prepared: Prepared, checkpoint: Path) 
             for path in prepared.model.glob("*.py"):
                 shutil.copy2(path, work / path.name)
         shutil.copytree(prepared.tokenizer, work, dirs_exist_ok=True)
-        for name, text in published_texts(open_run(record.folder)).items():
+        for name, text in texts.items():
             write_text(work / name, text)
+        for path in work.glob("*.safetensors"):
+            path.chmod(0o644)  # saved for their owner alone
         work.chmod(0o755)
-        if best.exists():
-            shutil.rmtree(best)
-        work.rename(best)
+        if out.exists():
+            shutil.rmtree(out)
+        work.rename(out)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise

@@ -244,6 +244,8 @@ def reference_measures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | 
     """
     lines = list(lines)
     scores = [line["score"] for line in lines if line["score"] is not None]
+    # What an earlier version prepared does not say it.
+    repeated = [line["repetition"] for line in lines if "repetition" in line]
     return {
         "win_rate": 0.5 if scores else None,
         "judge_score": float(np.mean(scores)) if scores else None,
@@ -253,6 +255,7 @@ def reference_measures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | 
         "margin": 0.0,
         "chosen_drift": 0.0,
         "length_ratio": 1.0,
+        "repetition": float(np.mean(repeated)) if repeated else None,
         "ended": float(np.mean([line["ended"] for line in lines])),
     }
 
