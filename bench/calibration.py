@@ -1,4 +1,7 @@
-"""Set the limits of `pair_loss` on some configurations and charge them on others."""
+"""What the limits of `pair_loss` are worth, and whether they hold where they were not set.
+
+python -m bench.calibration
+"""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from bench.measures import Measure, chosen
+from bench.curves import LEARNING_RATES
+from bench.measures import JUDGED, MEASURES, UNJUDGED, Measure, chosen
 from bench.replay import Curves
-from search_spaces.objective import LIMITS
 
-SPLITS = 200
 Limits = Mapping[str, Mapping[str, float]]
 # From loose to tight: among limits of equal regret the loosest are set.
-KL = (20.0, 15.0, 10.0, 7.0, 5.0, 3.0)
-CHOSEN_DRIFT = (-0.5, -0.1, 0.0, 0.02)
+KL = (40.0, 30.0, 20.0, 15.0, 10.0, 5.0)
+CHOSEN_DRIFT = (-0.5, -0.2, -0.1, 0.0)
 REPETITION = (0.5, 0.2, 0.1)
 ENDED = (0.1, 0.5, 0.9)
 
@@ -31,12 +33,6 @@ def candidates() -> Iterator[Limits]:
         }
 
 
-def regret(curves: Curves, limits: Limits) -> float:
-    """Return what choosing by `pair_loss` under the limits loses, in points of judged score."""
-    line = chosen(curves, Measure("", "pair_loss", -1, limits))
-    return 100 * (curves.best - (line["truth"] if line else 0.0))
-
-
 def part(curves: Curves, lines: Sequence[dict[str, Any]]) -> Curves:
     """Return some of the curves as if no others had been recorded."""
     some = object.__new__(Curves)
@@ -46,17 +42,93 @@ def part(curves: Curves, lines: Sequence[dict[str, Any]]) -> Curves:
     return some
 
 
-def cross_validated(curves: Curves) -> dict[str, np.ndarray]:
-    """Return the regrets on halves that the limits were not set on, in points, `(SPLITS,)` each."""
-    generator = np.random.default_rng(0)
-    found: dict[str, list[float]] = {"set on the other half": [], "as shipped": [], "none": []}
-    for _ in range(SPLITS):
-        order = generator.permutation(len(curves.lines))
-        halves = [
-            part(curves, [curves.lines[i] for i in half]) for half in np.array_split(order, 2)
-        ]
-        best = min(candidates(), key=lambda limits: regret(halves[0], limits))
-        found["set on the other half"].append(regret(halves[1], best))
-        found["as shipped"].append(regret(halves[1], LIMITS["pair_loss"]))
-        found["none"].append(regret(halves[1], {}))
-    return {name: np.array(values) for name, values in found.items()}
+def subspaces(curves: Curves) -> list[Curves]:
+    """Return the parts that a narrower search might have had for its whole space.
+
+    Each loss or all of them, with each beta or all of them; every learning rate.
+    """
+    found = []
+    names = ("loss_type", "beta")
+    values = [
+        [*{str(line["params"][name]): line["params"][name] for line in curves.lines}.values()]
+        for name in names
+    ]
+    for wanted in itertools.product(*([*some, None] for some in values)):
+        asked = [(n, w) for n, w in zip(names, wanted, strict=True) if w is not None]
+        lines = [one for one in curves.lines if all(one["params"][n] == w for n, w in asked)]
+        found.append(part(curves, lines))
+    return found
+
+
+def regret(curves: Curves, measure: Measure) -> float:
+    """Return what choosing by a measure loses, in points of judged score."""
+    line = chosen(curves, measure)
+    return 100 * (curves.best - (line["truth"] if line else 0.0))
+
+
+def by_pair_loss(limits: Limits) -> Measure:
+    """Return the choice by `pair_loss` under some limits."""
+    return Measure("", "pair_loss", -1, limits)
+
+
+def over_subspaces(curves: Curves) -> dict[str, np.ndarray]:
+    """Return the regret in each subspace, in points, `(subspaces,)`, of each way to choose."""
+    trl = {measure.label: measure for measure in MEASURES if measure.key.startswith("trl.")}
+    ways = {
+        "win_rate under its limit": Measure("", "win_rate", 1, JUDGED),
+        "pair_loss under its limits": by_pair_loss(UNJUDGED),
+        "pair_loss under that on kl alone": by_pair_loss({"kl": UNJUDGED["kl"]}),
+        "pair_loss under the other three": by_pair_loss(
+            {name: bound for name, bound in UNJUDGED.items() if name != "kl"}
+        ),
+        "pair_loss without limits": by_pair_loss({}),
+        **trl,
+    }
+    parts = subspaces(curves)
+    return {
+        name: np.array([regret(some, measure) for some in parts]) for name, measure in ways.items()
+    }
+
+
+def over_kl(curves: Curves) -> dict[str, np.ndarray]:
+    """Return the regret of `pair_loss` in each subspace under each limit on `kl` and no other."""
+    parts = subspaces(curves)
+    return {
+        f"{limit:g}": np.array(
+            [regret(some, by_pair_loss({"kl": {"max": limit}})) for some in parts]
+        )
+        for limit in (5.0, 10.0, 15.0, 20.0, 25.0, 40.0)
+    }
+
+
+def left_out(curves: Curves) -> dict[str, np.ndarray]:
+    """Return regrets where the limits were not set, in points, `(losses * betas,)`.
+
+    Each pair of a loss and a beta is left out in turn: limits are set on the others, by their mean
+    regret there, and charged with their regret in the one that they have not seen.
+    """
+    cells = [some for some in subspaces(curves) if len(some.lines) == len(LEARNING_RATES)]
+    regrets = np.array(
+        [[regret(cell, by_pair_loss(limits)) for cell in cells] for limits in candidates()]
+    )
+    set_on_others = []
+    for number in range(len(cells)):
+        others = np.delete(regrets, number, axis=1).mean(axis=1)
+        set_on_others.append(regrets[others.argmin(), number])  # the first of equals: the loosest
+    shipped, none = (
+        np.array([regret(cell, by_pair_loss(limits)) for cell in cells])
+        for limits in (UNJUDGED, {})
+    )
+    return {"set on the others": np.array(set_on_others), "as shipped": shipped, "none": none}
+
+
+def main() -> None:
+    """Print the tables."""
+    curves = Curves()
+    for table in (over_subspaces(curves), over_kl(curves), left_out(curves)):
+        for name, regrets in table.items():
+            print(f"{name}: mean {regrets.mean():.1f}, worst {regrets.max():.1f}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

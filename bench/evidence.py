@@ -91,14 +91,12 @@ def which_measure(curves: Curves) -> dict[str, Any]:
     return {"heads": heads, "rows": rows}
 
 
-def calibrated(curves: Curves) -> dict[str, Any]:
-    """Return what limits cost on configurations that they were not set on."""
-    found = calibration.cross_validated(curves)
-    rows = [
-        [name, *(f"{value:.1f}" for value in (regrets.mean(), np.median(regrets), regrets.max()))]
-        for name, regrets in found.items()
+def regrets(found: dict[str, np.ndarray]) -> list[list[str]]:
+    """Return rows of mean, worst and how many are beyond eight points."""
+    return [
+        [name, f"{values.mean():.1f}", f"{values.max():.1f}", str((values > 8).sum())]
+        for name, values in found.items()
     ]
-    return {"splits": calibration.SPLITS, "rows": rows}
 
 
 def efficiency(curves: Curves, seeds: int) -> dict[str, Any]:
@@ -198,11 +196,16 @@ def main() -> None:
     curves = Curves(CURVES)
     reference = next(line["truth"] for line in read_lines(CURVES) if line["params"] is None)
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
+    over_subspaces, left_out = calibration.over_subspaces(curves), calibration.left_out(curves)
     page = template.render(
         trained=trained(curves, reference),
         limits={metric: limits(metric) for metric in LIMITS},
         measures=which_measure(curves),
-        calibration=calibrated(curves),
+        subspaces=regrets(over_subspaces),
+        subspaces_count=len(calibration.subspaces(curves)),
+        over_kl=regrets(calibration.over_kl(curves)),
+        cells=len(left_out["none"]),
+        calibration=regrets(left_out),
         efficiency=efficiency(curves, options.seeds),
         wild=wild(),
         statistics=statistics(options.searches),
