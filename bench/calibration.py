@@ -5,12 +5,13 @@ python -m bench.calibration
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 
 from bench.curves import LEARNING_RATES
-from bench.measures import JUDGED, MEASURES, UNJUDGED, Measure, chosen
+from bench.measures import JUDGED, MEASURES, UNJUDGED, Measure, regret
 from bench.replay import Curves
 
 Limits = Mapping[str, Mapping[str, float]]
@@ -35,8 +36,7 @@ def candidates() -> Iterator[Limits]:
 
 def part(curves: Curves, lines: Sequence[dict[str, Any]]) -> Curves:
     """Return some of the curves as if no others had been recorded."""
-    some = object.__new__(Curves)
-    some.__dict__.update(curves.__dict__)
+    some = copy(curves)
     some.lines = list(lines)
     some.best = max(line["truth"] for line in lines)
     return some
@@ -58,12 +58,6 @@ def subspaces(curves: Curves) -> list[Curves]:
         lines = [one for one in curves.lines if all(one["params"][n] == w for n, w in asked)]
         found.append(part(curves, lines))
     return found
-
-
-def regret(curves: Curves, measure: Measure) -> float:
-    """Return what choosing by a measure loses, in points of judged score."""
-    line = chosen(curves, measure)
-    return 100 * (curves.best - (line["truth"] if line else 0.0))
 
 
 def by_pair_loss(limits: Limits) -> Measure:
@@ -119,7 +113,11 @@ def left_out(curves: Curves) -> dict[str, np.ndarray]:
         np.array([regret(cell, by_pair_loss(limits)) for cell in cells])
         for limits in (UNJUDGED, {})
     )
-    return {"set on the others": np.array(set_on_others), "as shipped": shipped, "none": none}
+    return {
+        "set on the others": np.array(set_on_others),
+        "as shipped (set on all of them)": shipped,
+        "none": none,
+    }
 
 
 def main() -> None:

@@ -53,8 +53,11 @@ MEASURES = (
     Measure("repetition, less being better", "repetition", -1),
     Measure("ended", "ended", 1),
     Measure("TRL's eval_loss", "trl.loss", -1),
+    Measure("TRL's eval_loss under the limit on kl", "trl.loss", -1, JUDGED),
     Measure("TRL's rewards/accuracies", "trl.accuracy", 1),
+    Measure("TRL's rewards/accuracies under the limit on kl", "trl.accuracy", 1, JUDGED),
     Measure("TRL's rewards/margins", "trl.margin", 1),
+    Measure("TRL's rewards/margins under the limit on kl", "trl.margin", 1, JUDGED),
 )
 
 
@@ -89,23 +92,35 @@ def rank_correlation(curves: Curves, measure: Measure, rung: int) -> float:
     return float(frame.rank().corr().iloc[0, 1])
 
 
-def chosen(curves: Curves, measure: Measure) -> dict[str, Any] | None:
-    """Return the configuration that is best by a measure at the last rung, under its limits."""
+def chosen(curves: Curves, measure: Measure) -> list[dict[str, Any]]:
+    """Return the configurations that are best by a measure at the last rung, under its limits.
+
+    More than one where they tie; none where nothing keeps the limits.
+    """
     rungs = len(curves.rungs)
     within = [line for line in curves.lines if feasible(line, measure.limits, rungs)]
-    return max(within, key=lambda line: value(line["rungs"][-1], measure), default=None)
+    values = [value(line["rungs"][-1], measure) for line in within]
+    return [line for line, own in zip(within, values, strict=True) if own == max(values)]
+
+
+def regret(curves: Curves, measure: Measure) -> float:
+    """Return what choosing by a measure loses, in points of judged score.
+
+    The mean over what ties; where there is nothing to choose, the reference stays.
+    """
+    truths = [line["truth"] for line in chosen(curves, measure)] or [curves.reference]
+    return 100 * (curves.best - float(np.mean(truths)))
 
 
 def table(curves: Curves) -> list[dict[str, Any]]:
     """Return each measure's rank correlations and its regret in points of judged score."""
     rows = []
     for measure in MEASURES:
-        line = chosen(curves, measure)
         row: dict[str, Any] = {"measure": measure.label, "ours": measure.ours}
         for number, pairs in enumerate(curves.rungs):
             row[f"rank correlation at {pairs}"] = rank_correlation(curves, measure, number)
-        row["regret"] = 100 * (curves.best - (line["truth"] if line else 0.0))
-        row["chosen"] = line and line["params"]
+        row["regret"] = regret(curves, measure)
+        row["chosen"] = [line["params"] for line in chosen(curves, measure)]
         rows.append(row)
     return rows
 

@@ -55,11 +55,14 @@ class Curves:
     Attributes:
         lines: one for each configuration, as `bench.curves` writes them.
         best: judged score of the best of them.
+        reference: judged score of the model that they start from.
         pairs: what training all of them to the end takes.
     """
 
     def __init__(self, path: Path = CURVES) -> None:
-        found = [line for line in read_lines(path) if line["params"]]
+        lines = read_lines(path)
+        self.reference: float = next(line["truth"] for line in lines if line["params"] is None)
+        found = [line for line in lines if line["params"]]
         self.seed = found[0]["seed"]
         self.lines = [line for line in found if line["seed"] == self.seed]
         self.rungs = [rung["pairs"] for rung in max(self.lines, key=_length)["rungs"]]
@@ -97,7 +100,7 @@ def our_search(curves: Curves, seed: int, sampler: str, scheduler: str) -> Itera
             lines.append(line)
             pairs += _train(curves, line, spec, lambda report, n=number: rungs.reported(n, report))
             best = study.finalists(1)
-            yield Found(pairs, lines[best[0].number]["truth"] if best else 0.0)
+            yield Found(pairs, lines[best[0].number]["truth"] if best else curves.reference)
 
 
 def _train(
@@ -119,12 +122,14 @@ def _train(
 def ray_search(curves: Curves, seed: int) -> Iterator[Found]:
     """Replay with Ray's `OptunaSearch`, which tells a stopped trial as COMPLETE.
 
-    Sampler and early stopping are ours; what differs is what Optuna is told, and which trial is
-    named: the best by its last report, as `ResultGrid.get_best_result` chooses.
+    Sampler, early stopping, limit and the pairs that a trial is charged with are ours. What differs
+    is what Optuna is told, and which trial is named: the best within the limit by its last report,
+    as `ResultGrid.get_best_result` chooses.
     """
     from ray.tune.search.optuna import OptunaSearch
 
     spec = load("quickstart", [*SPACE, f"search.seed={seed}"])
+    limits = spec.objective.constraints
     with tempfile.TemporaryDirectory() as folder:
         ours = Study(spec, Path(folder))
         sampler = ours._sampler(seed)
@@ -133,22 +138,33 @@ def ray_search(curves: Curves, seed: int) -> Iterator[Found]:
         space=distributions(spec.space), metric="win_rate", mode="max", sampler=sampler
     )
     values: dict[int, list[float]] = {pairs: [] for pairs in curves.rungs}
-    best, truth, pairs = -math.inf, 0.0, 0
+    best, truth, pairs = -math.inf, curves.reference, 0
     for number in range(MOST):
         line = curves.nearest(ours.params(search.suggest(str(number))))
-        last: dict[str, Any] | None = None
-        seen = 0
-        for rung in line["rungs"]:
-            seen = rung["pairs"]
-            last = {"win_rate": rung["win_rate"], "training_iteration": seen}
-            search.on_trial_result(str(number), last)
-            kept = goes_on(rung["win_rate"], values[seen], "maximize")
-            values[seen].append(rung["win_rate"])
-            if not kept:
-                break
-        pairs += seen or curves.rungs[0]
-        search.on_trial_complete(str(number), last)
-        if last is not None and last["win_rate"] > best:
+        last: dict[str, Any] = {}
+
+        def told(report: Report, number: int = number, last: dict[str, Any] = last) -> bool:
+            last.clear()
+            if report.diverged:
+                last.update(win_rate=math.nan, training_iteration=report.pairs)
+                return False
+            win_rate = report.measures["win_rate"]
+            assert win_rate is not None
+            last.update(win_rate=win_rate, training_iteration=report.pairs)
+            search.on_trial_result(str(number), dict(last))
+            last["within"] = all(
+                bound.holds(report.measures[name] or 0.0) for name, bound in limits.items()
+            )
+            if not last["within"]:
+                return False
+            kept = goes_on(win_rate, values[report.pairs], "maximize")
+            values[report.pairs].append(win_rate)
+            return kept
+
+        pairs += _train(curves, line, spec, told)
+        within = last.pop("within", False)
+        search.on_trial_complete(str(number), dict(last))
+        if within and last["win_rate"] > best:
             best, truth = last["win_rate"], line["truth"]
         yield Found(pairs, truth)
 
@@ -180,7 +196,7 @@ class Efficiency:
 
 def efficiency(curves: Curves, found: Iterator[Found], until: float = 1.0) -> Efficiency:
     """Follow a search until it has used a share of the grid's pairs."""
-    reached, kept, regret = math.inf, math.inf, curves.best
+    reached, kept, regret = math.inf, math.inf, curves.best - curves.reference
     for state in found:
         used = state.pairs / curves.pairs
         if used > until:

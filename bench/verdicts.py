@@ -64,8 +64,8 @@ class World:
 
 def search(
     spec: Spec, effects: np.ndarray, world: World, generator: np.random.Generator
-) -> tuple[int | None, list[int]]:
-    """Simulate one search; return the winner, if any, and the finalists.
+) -> tuple[int | None, list[int], np.ndarray]:
+    """Simulate one search; return the winner, if any, the finalists and each trial's own effect.
 
     Args:
         effects: true win rate less 1/2 of each configuration, in the mean over seeds, `(trials,)`.
@@ -86,25 +86,27 @@ def search(
             gains = world.gains(effect, *test, generator)
             measures: dict[str, float | None] = {"win_rate": 0.5 + gains.mean(), "kl": 1.0}
             done[number, seed] = Measured(measures, gains, np.array([]))
-    rows = {row: {"score": None, "ended": True} for row in range(spec.verify.prompts)}
+    like = {"score": None, "ended": True, "repetition": 0.0}
+    rows = dict.fromkeys(range(spec.verify.prompts), like)
     verdict = decide(spec, {number: {} for number in finalists}, done, rows)
-    return verdict["winner"], finalists
+    return verdict["winner"], finalists, own
 
 
 def rates(
     spec: Spec, effects: np.ndarray, world: World, searches: int, seed: int = 0
 ) -> dict[str, float]:
-    """Return the share of searches that name any configuration; that name the best one; and in
-    which that is a finalist at all.
+    """Return the share of searches that name any configuration; whose model is no better than the
+    reference although one is named; that name the best one; and in which that is a finalist at all.
     """
     generator = np.random.default_rng(seed)
     counts: Counter[str] = Counter()
     for _ in range(searches):
-        winner, finalists = search(spec, effects, world, generator)
+        winner, finalists, own = search(spec, effects, world, generator)
         counts["any"] += winner is not None
+        counts["no better"] += winner is not None and own[winner] <= 0
         counts["best"] += winner == int(np.argmax(effects))
         counts["found"] += int(np.argmax(effects)) in finalists
-    return {name: counts[name] / searches for name in ("any", "best", "found")}
+    return {name: counts[name] / searches for name in ("any", "no better", "best", "found")}
 
 
 def table(searches: int, deviation: float) -> list[dict[str, Any]]:
@@ -117,12 +119,13 @@ def table(searches: int, deviation: float) -> list[dict[str, Any]]:
         world = World(exact, deviation)
         for finalists in (1, 2, 3):
             spec = load("quickstart", [f"verify.finalists={finalists}"])
-            better = rates(spec, one, world, searches)
+            alike, better = (rates(spec, effects, world, searches) for effects in (none, one))
             found.append(
                 {
                     "judge": "right or wrong" if exact else "a real number",
                     "finalists": finalists,
-                    "false": rates(spec, none, world, searches)["any"],
+                    "false": alike["any"],
+                    "no better": alike["no better"],
                     "right": better["best"],
                     "found": better["found"],
                 }

@@ -10,6 +10,7 @@ from results.findings import (
     length_rule,
     longer_is_chosen,
     percent,
+    prompts_of,
     splits_of,
 )
 from results.run import Run
@@ -75,10 +76,8 @@ def _no_template(run: Run) -> Iterator[Finding]:
 
 
 def _few_prompts(run: Run) -> Iterator[Finding]:
-    asked = figure(run.spec.get("evaluation") or {}, "prompts")
-    there = figure(splits_of(run).get("validation") or {}, "distinct_prompts")
-    prompts = min((n for n in (asked, there) if n is not None), default=None)
-    if not prompts or prompts >= PROMPTS:
+    prompts = prompts_of(run)
+    if not prompts or prompts >= PROMPTS or not run.spec.get("judge"):
         return
     error = number(0.5 / math.sqrt(prompts))
     yield Finding(

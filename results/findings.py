@@ -33,6 +33,13 @@ def figure(record: Mapping[str, Any], name: str) -> float | None:
     return float(value)
 
 
+def prompts_of(run: Run) -> float | None:
+    """On how many prompts the answers of a trial are sampled, as far as the run says."""
+    asked = figure(run.spec.get("evaluation") or {}, "prompts")
+    there = figure(splits_of(run).get("validation") or {}, "distinct_prompts")
+    return min((n for n in (asked, there) if n), default=None)
+
+
 def percent(share: float) -> str:
     """A share in per cent, in three digits."""
     return f"{100 * share:.3g} %"

@@ -68,7 +68,7 @@ def finalists(run: Run) -> Any:
     rows = {f.get("number"): len(shown) - 1 - i for i, f in enumerate(shown)}
     kinds = (
         ("", "own checkpoint", 0.16, BLUE, "circle"),
-        ("configuration_", "over all seeds", -0.16, GREY, "square"),
+        ("configuration_", "over fresh seeds", -0.16, GREY, "square"),
     )
     for prefix, name, shift, colour, symbol in kinds:
         known = [f for f in shown if f.get(f"{prefix}interval")]

@@ -49,6 +49,7 @@ def verdict_words(run: Run) -> dict[str, Any]:
         "sentence": verdict_sentence(run),
         "tone": "open" if verdict is None else "won" if verdict.get("passing") else "none",
         "judged": judged(verdict or {}),
+        "full": (run.full() or {}).get("sentence"),
         "missing": run.missing(),
         "rows": [],
     }
@@ -77,7 +78,7 @@ def verdict_words(run: Run) -> dict[str, Any]:
         row(kind, who, one.get("test") or {}, gain, score_gain, beats)
         over = one.get("configuration_difference"), one.get("configuration_interval")
         if over[0] is not None:
-            row("seed", "over all seeds", {}, interval(*over, digits), "", "")
+            row("seed", "over fresh seeds", {}, interval(*over, digits), "", "")
         for seed in one.get("fresh_seeds") or []:
             row("seed", f"fresh seed {seed.get('seed')}", seed.get("test") or {})
     shown["columns"] = [metric, "gain", *(["judge_score", "gain"] * scored), "kl", "beats it"]

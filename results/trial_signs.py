@@ -11,17 +11,25 @@ from typing import Any
 from zipfile import BadZipFile
 
 from results.files import read_lines
-from results.findings import LENGTH_RULE, Finding, figure, length_rule, longer_is_chosen, percent
+from results.findings import (
+    LENGTH_RULE,
+    Finding,
+    figure,
+    length_rule,
+    longer_is_chosen,
+    percent,
+    prompts_of,
+)
 from results.run import Run, Trial
 from results.words import compact, number, plain
 
 LN2 = math.log(2)  # pair_loss without training: every delta is 0
 
-# Answers are sampled on 128 prompts by default, where one standard error of a share is up to
-# 0.5 / sqrt(128) = 0.044: a win rate that differs by less than this may be chance.
-WIN_RATE_LESS = 0.05
-# Share of answers: two of those standard errors.
-ENDED_LESS = 0.1
+# A share that differs by less than so many standard errors may be chance.
+STANDARD_ERRORS = 2
+PROMPTS = 128  # that answers are sampled on by default; for a run that does not say
+# What length adds to a win rate, in shares: the same answers give both numbers, so chance does not.
+OF_LENGTH = 0.05
 # One 4-gram in ten more than in the reference's answers; in the quickstart only trials far beyond
 # their limit on kl reach it. Where the reference's own is not known: one in five.
 REPEATED_MORE, REPEATED = 0.1, 0.2
@@ -87,7 +95,8 @@ def _beyond_limits(run: Run, trial: Trial) -> Iterator[Finding]:
 
 def _missing_eos(run: Run, trial: Trial) -> Iterator[Finding]:
     ended, before = figure(trial.measures, "ended"), figure(run.reference, "ended")
-    if ended is None or before is None or ended >= before - ENDED_LESS:
+    # Both are shares of samples: the difference has the square root of two of a standard error.
+    if ended is None or before is None or ended >= before - math.sqrt(2) * _by_chance(run):
         return
     yield Finding(
         "missing EOS",
@@ -101,7 +110,7 @@ def _repetition(run: Run, trial: Trial) -> Iterator[Finding]:
     repeated = figure(trial.measures, "repetition")
     if repeated is None or repeated <= REPEATED_MORE:
         return
-    before = _repetition_before(run)
+    before = figure(run.reference, "repetition")
     if repeated <= (REPEATED if before is None else before + REPEATED_MORE):
         return
     than = "" if before is None else f", against {percent(before)} in the reference's"
@@ -118,7 +127,7 @@ def _pairs_mislead(run: Run, trial: Trial) -> Iterator[Finding]:
     before = _win_rate_before(run)
     if accuracy is None or win_rate is None:
         return
-    if accuracy <= ACCURACY or win_rate >= before - WIN_RATE_LESS:
+    if accuracy <= ACCURACY or win_rate >= before - _by_chance(run):
         return
     yield Finding(
         "pairs mislead",
@@ -169,7 +178,7 @@ def _wins_by_length(run: Run, trial: Trial) -> Iterator[Finding]:
     )
     if won is None or controlled is None or won <= _win_rate_before(run):
         return
-    if won - controlled < WIN_RATE_LESS:
+    if won - controlled < OF_LENGTH:
         return
     length = "" if ratio is None else f" (length_ratio is {number(ratio)})"
     yield Finding(
@@ -288,6 +297,11 @@ TRIAL_SIGNS: tuple[Callable[[Run, Trial], Iterator[Finding]], ...] = (
 )
 
 
+def _by_chance(run: Run) -> float:
+    """By how much a share of the prompts may be off: a share of n has at most 0.5 / sqrt(n)."""
+    return STANDARD_ERRORS * 0.5 / math.sqrt(prompts_of(run) or PROMPTS)
+
+
 def _limit(run: Run, name: str) -> dict[str, Any]:
     limits = (run.spec.get("objective") or {}).get("constraints") or {}
     return dict(limits.get(name) or {})
@@ -310,22 +324,6 @@ def _reference_answers(run: Run) -> dict[Any, dict[str, Any]]:
         return {}
     path = run.storage / "prepared" / str(folder) / "validation.jsonl"
     return {line.get("row"): line for line in read_lines(path)[0]}
-
-
-def _repetition_before(run: Run) -> float | None:
-    """The reference's own share of repeated 4-grams.
-
-    A run does not record it, and its answers are kept as text: counted over words, not tokens.
-    """
-    recorded = figure(run.reference, "repetition")
-    if recorded is not None:
-        return recorded
-    shares = []
-    for line in _reference_answers(run).values():
-        words = str(line.get("answer") or "").split()
-        grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-        shares.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
-    return sum(shares) / len(shares) if shares else None
 
 
 def _judged(run: Run, trial: Trial) -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from results.doctor import of_data, of_trial
+from results.doctor import Finding, of_data, of_trial
 from results.errors import UserError
 from results.run import ACTIVE, Run, leaderboard, list_runs, open_run
 from results.words import columns, compact, ending, judged, number, verdict_sentence
@@ -56,8 +56,9 @@ def _run(run: Run) -> None:
     for words in run.missing():
         st.warning(literal(words))
     st.subheader("Leaderboard")
-    st.dataframe(_rows(run), hide_index=True)
-    _wary(run)
+    findings = {trial.number: of_trial(run, trial) for trial in leaderboard(run)}
+    st.dataframe(_rows(run, findings), hide_index=True)
+    _wary(run, findings)
     left, right = st.columns(2)
     left.plotly_chart(_scatter(run), key="scatter", config={"displayModeBar": False})
     right.plotly_chart(_curves(run), key="curves", config={"displayModeBar": False})
@@ -78,7 +79,7 @@ def _trials_wanted(run: Run) -> int | None:
     return int(wanted) if wanted else None
 
 
-def _rows(run: Run) -> list[dict[str, Any]]:
+def _rows(run: Run, findings: dict[int, list[Finding]]) -> list[dict[str, Any]]:
     shown = columns(run)
     return [
         {
@@ -87,17 +88,17 @@ def _rows(run: Run) -> list[dict[str, Any]]:
             "pairs": trial.pairs,
             **{name: compact(trial.params.get(name, "-")) for name in run.searched},
             **{name: trial.measures.get(name) for name in shown},
-            "wary of": ", ".join(finding.sign for finding in of_trial(run, trial)),
+            "wary of": ", ".join(finding.sign for finding in findings[trial.number]),
             "cause": trial.cause or "",
         }
         for trial in leaderboard(run)
     ]
 
 
-def _wary(run: Run) -> None:
+def _wary(run: Run, of_trials: dict[int, list[Finding]]) -> None:
     """What the doctor found in the data and in each trial, in full."""
     about = [("The data", of_data(run))]
-    about += [(f"Trial {trial.number}", of_trial(run, trial)) for trial in leaderboard(run)]
+    about += [(f"Trial {number}", findings) for number, findings in of_trials.items()]
     lines = [
         f"- **{literal(about_what)}, {literal(finding.sign)}.** {literal(finding.sentence)}"
         for about_what, findings in about

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from results.run import Run
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -58,3 +60,20 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def story(run: Run) -> dict[str, Any]:
+    """Everything about a search but its times, its places and the memory that it took."""
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            varying = ("time", "seconds", "peak_memory_mb")
+            return {k: timeless(v) for k, v in value.items() if k not in varying}
+        return [timeless(v) for v in value] if isinstance(value, list) else value
+
+    trials = [(t.number, t.state, t.params, t.value) for t in run.trials()]
+    return {
+        "trials": trials,
+        "decisions": timeless(run.decisions()),
+        "verdict": timeless(run.verdict()),
+    }

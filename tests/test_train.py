@@ -116,7 +116,9 @@ def test_winner_is_trained_on_all_pairs_and_compared(whole: tuple[Run, str]) -> 
     pairs = report["splits"]["train"]["kept"]
     assert (full["trial"], full["pairs"], full["winner_pairs"]) == (0, pairs, 144)
     assert full["passing"] and full["broken"] == []
-    assert full["sentence"] in printed and f"Training on all {pairs:,} pairs is " in printed
+    assert (
+        full["sentence"] in printed and f"The model trained on all {pairs:,} pairs is " in printed
+    )
     assert full["outcome"] == "better" and "it beats the reference" in printed
     assert f"win_rate {full['test']['win_rate']:.3f} against 0.500 (+0." in printed
     assert "preftune chat runs/whole/full" in printed
@@ -296,7 +298,7 @@ def test_refused_in_one_sentence(ended: Path, name: str) -> None:
 
 def test_refused_while_another_process_has_the_run(ended: Path) -> None:
     lock = claim(ended)
-    with pytest.raises(UserError, match=rf"being trained or resumed by process {os.getpid()} on"):
+    with pytest.raises(UserError, match=rf"being trained by process {os.getpid()} on"):
         train_winner(open_run(ended), None, quiet())
     state("searching")(ended)
     info = json.loads((ended / "run.json").read_text())
@@ -335,7 +337,7 @@ WINS = np.where(np.arange(400) < 280, 0.5, -0.5)  # a win rate of 0.7
     ("share", "kl", "outcome", "passing", "says"),
     [
         (0.8, 2.0, "better", True, "is better than the search's winner, trial 7 with 1,600: win_"),
-        (0.7, 2.0, "same", True, "is as good as the search's winner"),
+        (0.7, 2.0, "same", True, "cannot be told from the search's winner"),
         (0.6, 2.0, "worse", True, "0.600 against 0.700 (-0.100 ["),
         (0.5, 2.0, "worse", False, "it does not beat the reference (+0.000 ["),
         (0.8, 30.0, "better", False, "It is outside the search's limits there: kl 30.0."),
@@ -347,7 +349,7 @@ def test_outcome(share: float, kl: float, outcome: str, passing: bool, says: str
     full = _compared(job(WINS), measured, 1.0)
     assert (full["outcome"], full["passing"]) == (outcome, passing), full["sentence"]
     assert says in full["sentence"]
-    assert full["sentence"].startswith("Training on all 2,944 pairs is ")
+    assert full["sentence"].startswith("The model trained on all 2,944 pairs ")
     assert full["against_winner"]["difference"] == pytest.approx(share - 0.7)
 
 

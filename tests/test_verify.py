@@ -48,7 +48,9 @@ def spec() -> Spec:
     )
 
 
-REFERENCE = {row: {"row": row, "score": 0.0, "ended": True} for row in range(PROMPTS)}
+REFERENCE = {
+    row: {"row": row, "score": 0.0, "ended": True, "repetition": 0.0} for row in range(PROMPTS)
+}
 
 
 def measured(share_won: float, shift: int = 0) -> Measured:

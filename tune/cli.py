@@ -46,12 +46,13 @@ def run(
     from search_spaces.spec import load
 
     checked = load(spec, set_ or [])
+    from tune.last_words import resumable
     from tune.record import create, resume_command
     from tune.run import run_search
 
     label = name or Path(spec).stem
     record = create(checked, label, name is not None, "preftune " + shlex.join(sys.argv[1:]))
-    with _resumable(resume_command(record.folder)):
+    with resumable(resume_command(record.folder), errors):
         run_search(checked, record, address, console)
 
 
@@ -70,11 +71,12 @@ def resume(
     found = reopened(run, storage, trials, console)
     if found is None:
         return
+    from tune.last_words import resumable
     from tune.record import resume_command
     from tune.run import run_search
 
     spec, record = found
-    with _resumable(resume_command(record.folder)):
+    with resumable(resume_command(record.folder), errors):
         run_search(spec, record, address, console)
 
 
@@ -144,10 +146,11 @@ def train(
 ) -> None:
     """Train the winning configuration on all of the training pairs; say if that is better."""
     from results.run import open_run
+    from tune.last_words import resumable
     from tune.train import train_command, train_winner
 
     found = open_run(run, storage)
-    with _resumable(train_command(found.folder)):
+    with resumable(train_command(found.folder), errors):
         train_winner(found, address, console)
 
 
@@ -197,24 +200,6 @@ def chat(
     from tune.page import open_page
 
     open_page(run, storage, port, host, console)
-
-
-class _resumable:
-    """Ends an interrupted command with the line that goes on."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is KeyboardInterrupt:
-            errors.print(
-                f"Interrupted. Go on with: {self.command}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from tune.cluster import Cluster, build_on_worker, ship
 from tune.record import Record, read_lines
 
 SPLITS = ("train", "validation", "test")
+ANSWERS = 2  # counts up when what is kept of an answer changes: older ones are sampled again
 # What tells a tokenizer from another, and a model from another, in a local folder.
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -201,6 +202,7 @@ def prepare(
     )
     say("sampling the reference's answers")
     answer_inputs = identity | {
+        "format": ANSWERS,
         "data": data.name,
         "judge": inputs.judge,
         "evaluation": spec.evaluation.model_dump(),
@@ -244,8 +246,6 @@ def reference_measures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | 
     """
     lines = list(lines)
     scores = [line["score"] for line in lines if line["score"] is not None]
-    # What an earlier version prepared does not say it.
-    repeated = [line["repetition"] for line in lines if "repetition" in line]
     return {
         "win_rate": 0.5 if scores else None,
         "judge_score": float(np.mean(scores)) if scores else None,
@@ -255,7 +255,7 @@ def reference_measures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | 
         "margin": 0.0,
         "chosen_drift": 0.0,
         "length_ratio": 1.0,
-        "repetition": float(np.mean(repeated)) if repeated else None,
+        "repetition": float(np.mean([line["repetition"] for line in lines])),
         "ended": float(np.mean([line["ended"] for line in lines])),
     }
 

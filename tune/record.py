@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
+from results.run import ACTIVE
 from search_spaces.spec import Spec
 from trainables.errors import UserError
 from trainables.report import Report
@@ -164,10 +165,14 @@ def claim(folder: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout:
         info = _info(folder)
-        raise UserError(
-            f"run {folder.name} is going on (process {info.get('pid')} on {info.get('host')}): end "
-            f"it with `preftune stop {folder.name}` first"
-        ) from None
+        process = f"process {info.get('pid')} on {info.get('host')}"
+        # No stop ends `preftune train`, the other command that takes a run.
+        way = (
+            f"going on ({process}): end it with `preftune stop {folder.name}` first"
+            if info.get("state") in ACTIVE
+            else f"being trained by {process}: let it end first"
+        )
+        raise UserError(f"run {folder.name} is {way}") from None
     return lock
 
 

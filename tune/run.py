@@ -1,25 +1,24 @@
 """`preftune run` and `preftune resume`: the stages of a search, one after the other."""
 
 import shutil
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from ray.exceptions import RayError, RayTaskError
 from ray.tune import TuneError
 from rich.console import Console
 from rich.markup import escape
 
+from results.errors import UserError as ResultsError
 from results.run import Run, open_run
 from results.tables import leaderboard_table, verdict_panel
+from search_spaces.problems import SpecError
 from search_spaces.spec import Spec
 from trainables.errors import UserError
 from trainables.store import storage_fault
 from tune.cluster import Cluster, connected, ship
 from tune.hand_over import hand_over
+from tune.last_words import terminable
 from tune.prepare import Inputs, Preparation, judge_files, look_up, prepare, recorded
 from tune.progress import Progress
 from tune.record import Record, now, resume_command, storage_option
@@ -38,11 +37,11 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run folder can be resumed.
     """
     try:
-        with _terminable():
+        with terminable():
             earlier = earlier_run(spec, record)
             known = recorded(spec, record) or look_up(spec)
             # Ray installs a handler of SIGTERM of its own when it starts.
-            with connected(address) as cluster, _terminable():
+            with connected(address) as cluster, terminable():
                 _stages(spec, known, earlier, record, cluster, console)
     except KeyboardInterrupt:
         record.update(state="interrupted", ended=now())
@@ -60,7 +59,7 @@ def _sentence(error: Exception, folder: Path) -> str | None:
     """Return what to tell the user of an error, or None where it is none that a user can cause."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
         error = error.cause  # Ray's own text of it is a traceback
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | ResultsError | SpecError):
         return str(error)
     go_on = f"go on with `{resume_command(folder)}`"
     told = error.__context__
@@ -144,20 +143,3 @@ def _greet(record: Record, cluster: Cluster, console: Console) -> None:
         # Ray asks for its token: an address alone would lead to a page that says 401.
         line = f"dashboard  {cluster.dashboard} (its token: `ray get-auth-token`)"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Treat SIGTERM, a cluster's notice, like Ctrl-C, inside the block."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -28,16 +28,16 @@ from trainables.report import Report
 from trainables.store import damage, storage_fault, write_json
 from tune.cluster import Cluster, Shipment, connected, host, ship
 from tune.hand_over import model_folder
+from tune.last_words import terminable
 from tune.prepare import Preparation, judge_files, recorded
 from tune.record import Record, claim, now, read_lines, resume_command, storage_option
 from tune.resources import Share, share
-from tune.run import _terminable
 from tune.searcher import excess
 from tune.verify import CONFIDENCE, Measured, _load, _measured, bounds, resampled, verification_spec
 
 MODEL = "full"  # the folder of the model, and of its checkpoints until it is there
 ENDED = ("done", "stopped")  # states in which the verdict is the run's last word
-THAN = {"better": "is better than", "same": "is as good as", "worse": "is worse than"}
+THAN = {"better": "is better than", "same": "cannot be told from", "worse": "is worse than"}
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ def train_winner(run: Run, address: str | None, console: Console) -> None:
         say(f"The winner of run {run.name} is trained on all pairs already. {done['sentence']}")
         return
     try:
-        with _terminable():
+        with terminable():
             record = _claimed(run)
             job, prepared = _job(run, record)
             record.update(pid=os.getpid(), host=socket.gethostname())
             # Ray installs a handler of SIGTERM of its own when it starts.
-            with connected(address) as cluster, _terminable():
+            with connected(address) as cluster, terminable():
                 full = _train(job, prepared, run, record, cluster, say)
     except (OSError, RayError) as error:
         told = storage_fault(error) or str(error).strip().splitlines()[-1]
@@ -113,15 +113,7 @@ def _claimed(run: Run) -> Record:
     Raises:
         UserError: it is going on, has not ended, or has no passing verdict.
     """
-    try:
-        lock = claim(run.folder)
-    except UserError:
-        if run.active:
-            raise
-        raise UserError(
-            f"run {run.name} is being trained or resumed by process {run.info.get('pid')} on "
-            f"{run.info.get('host')}: let it end first"
-        ) from None
+    lock = claim(run.folder)
     if run.state not in ENDED:
         raise UserError(
             f"run {run.name} has not ended (its state is {run.state!r}): go on with "
@@ -371,7 +363,7 @@ def _compared(job: Job, measured: Measured, seconds: float) -> dict[str, Any]:
         return interval(sign * entry["difference"], ends, DIGITS[metric])
 
     sentence = (
-        f"Training on all {job.pairs:,} pairs {THAN[outcome]} the search's winner, trial "
+        f"The model trained on all {job.pairs:,} pairs {THAN[outcome]} the search's winner, trial "
         f"{job.number} with {job.before:,}: {metric} {measure(measured.measures, metric)} "
         f"against {measure(job.winner.measures, metric)} ({moved(winner)}) on the test "
         f"split; it {'beats' if beats else 'does not beat'} the reference ({moved(reference)})."

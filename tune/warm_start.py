@@ -1,8 +1,9 @@
 """`search.warm_start`: the trials of an earlier run, taken into a new search before its own."""
 
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from search_spaces.spec import Spec, load
 from trainables.errors import UserError
 from trainables.store import META, damage
 from tune.record import Decision, Record, read_lines
+from tune.search import TRIAL
 from tune.searcher import TAKEN_FROM, Study
 
 # What has to be equal for two trials to be measured by the same yardstick.
@@ -33,6 +35,8 @@ def earlier_run(spec: Spec, record: Record) -> Run | None:
     if name is None or record.info.get("warm_start"):
         return None
     run = open_run(name, spec.storage)
+    if run.folder == record.folder.resolve():
+        raise UserError(f"search.warm_start: {name!r} is this run itself; name an earlier one")
     if run.active:
         raise UserError(
             f"search.warm_start: run {run.name} is going on; wait for its end, or end it with "
@@ -46,6 +50,9 @@ def _other_spec(spec: Spec, earlier: Spec) -> Iterator[str]:
     for section in SECTIONS:
         if getattr(spec, section) != getattr(earlier, section):
             yield f"another {section}"
+    if spec.search.seed != earlier.search.seed:
+        # Its win rates are against answers that the reference sampled with that seed.
+        yield f"search.seed {earlier.search.seed}, not {spec.search.seed}"
     if spec.rungs_pairs != earlier.rungs_pairs:
         yield f"rungs at {earlier.rungs_pairs} pairs, not {spec.rungs_pairs}"
     if (spec.lora is None) != (earlier.lora is None):
@@ -116,6 +123,7 @@ def warm_study(spec: Spec, record: Record, run: Run) -> Study:
     record.take_over(
         [replace(one, trial=numbers[one.trial]) for one in theirs if one.trial in numbers]
     )
+    _link_checkpoints(spec, record, run, taken)
     ours = Study(spec, record.folder, taken)
     record.update(
         warm_start={
@@ -142,11 +150,28 @@ def _in_space(spec: Spec, whole: Mapping[str, Any]) -> dict[str, Any] | None:
     return params if inside else None
 
 
+def _link_checkpoints(spec: Spec, record: Record, run: Run, taken: Sequence[FrozenTrial]) -> None:
+    """Give the trials that could be finalists their weights in this run's folder.
+
+    Hard links where the file system has them: the earlier run may be removed, or search on and
+    drop them, and nothing is stored twice.
+    """
+    for number, trial in enumerate(taken):
+        kept = trial.user_attrs.pop("checkpoint", None)
+        if kept is None or trial.state != TrialState.COMPLETE or damage(run.folder / kept):
+            continue
+        target = f"tune/warm_start/{TRIAL}{number:04d}/checkpoint_000000"
+        (record.folder / target).parent.mkdir(parents=True)
+        try:
+            shutil.copytree(run.folder / kept, record.folder / target, copy_function=os.link)
+        except (OSError, shutil.Error):  # another file system
+            shutil.rmtree(record.folder / target, ignore_errors=True)
+            shutil.copytree(run.folder / kept, record.folder / target)
+        trial.user_attrs["checkpoint"] = target
+
+
 def _as_ours(spec: Spec, trial: FrozenTrial, params: dict[str, Any], run: Run) -> FrozenTrial:
     attributes = {**trial.user_attrs, TAKEN_FROM: f"{run.name}, trial {trial.number}"}
-    kept = attributes.pop("checkpoint", None)
-    if kept is not None and damage(run.folder / kept) is None:
-        attributes["checkpoint"] = str(run.folder / kept)  # where it is: copying it would double it
     ours = create_trial(
         state=trial.state,
         value=trial.value,

@@ -1,0 +1,467 @@
+"""Searches that lose their driver, their workers, Ray itself or what they wrote, at random moments.
+
+The moments come from a seed, printed with every failure; PREFTUNE_CHAOS_SEED repeats them.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from searching import lines, preftune, start, story, wait_for
+
+from results.run import Run, open_run
+from tune.scheduler import goes_on
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+
+SPEC = """
+model: quickstart
+dataset: {path: quickstart, validation_pairs: 64}
+judge: ./judge.py
+space:
+  learning_rate: {loguniform: [1.0e-4, 4.0e-4]}
+  beta: {loguniform: [0.3, 1.0]}
+  per_device_train_batch_size: {choice: [4, 8]}
+training: {max_length: 128, loss_type: [sigmoid, sft]}
+evaluation: {prompts: 24, max_new_tokens: 24}
+budget: {pairs: 288}
+search: {trials: 12, concurrent: 1, seed: 7}
+verify: {finalists: 2, seeds: 1, prompts: 96}
+resources: {gpu: 0}
+"""
+
+# The quickstart's judge. Being loaded in the trial's own process, it also counts the pairs that are
+# trained on, and does to the process what `faults.json` says, at a step of training: once, unless
+# the fault is one that comes back.
+JUDGE = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from ray.tune import get_context
+from transformers import Trainer
+from trainables.quickstart.judge import judge as exact
+
+HERE = Path(__file__).parent
+
+def trial():
+    return str(get_context().get_trial_name())
+
+def fault(place):
+    known = json.loads((HERE / "faults.json").read_text()).get(trial())
+    if not known or known["place"] != place:
+        return None
+    marker = HERE / f"{trial()}.{known['kind']}"
+    if known["once"] and marker.exists():
+        return None
+    return known, marker
+
+def step(self, *args, **kwargs):
+    with (HERE / "pairs.log").open("a") as log:
+        log.write(f"{trial()} {self.args.per_device_train_batch_size}\\n")
+    loss = before(self, *args, **kwargs)
+    found = fault("step")
+    if found and self.state.global_step >= found[0]["step"]:
+        known, marker = found
+        with marker.open("a") as log:
+            log.write(f"{os.getpid()}\\n")
+        if known["kind"].startswith("SIG"):
+            os.kill(os.getpid(), getattr(signal, known["kind"]))
+        elif known["kind"] == "memory":
+            if self.args.per_device_train_batch_size > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory, as if")
+        elif known["kind"] == "nan":
+            return loss * float("nan")
+        elif known["kind"] == "exit":
+            os._exit(3)
+        else:
+            raise ArithmeticError("the training step broke")
+    return loss
+
+if not hasattr(Trainer, "counted"):
+    before, Trainer.counted = Trainer.training_step, True
+    Trainer.training_step = step
+
+def judge(prompts, answers):
+    return exact(prompts, answers)
+"""
+
+
+@pytest.fixture(scope="module")
+def chance() -> random.Random:
+    seed = int(os.environ.get("PREFTUNE_CHAOS_SEED", random.randrange(10**6)))
+    print(f"PREFTUNE_CHAOS_SEED={seed}")  # noqa: T201  # pytest shows it with a failure
+    return random.Random(seed)
+
+
+def laid_out(folder: Path, **faults: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "spec.yaml").write_text(SPEC)
+    (folder / "judge.py").write_text(JUDGE)
+    (folder / "faults.json").write_text(json.dumps(faults))
+    return folder
+
+
+def settings(*values: str) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+def trained(place: Path) -> Counter[str]:
+    """Pairs that each trial was trained on since the last look."""
+    path = place / "pairs.log"
+    counted: Counter[str] = Counter()
+    for line in path.read_text().splitlines() if path.exists() else []:
+        trial, pairs = line.split()
+        counted[trial] += int(pairs)
+    path.unlink(missing_ok=True)
+    return counted
+
+
+def searched(pairs: Counter[str]) -> int:
+    """Without those of verification, which no trial of Ray Tune trains."""
+    return sum(count for trial, count in pairs.items() if trial != "None")
+
+
+def end_with_family(process: "subprocess.Popen[str]") -> str:
+    """Kill a driver and all that it started, as a machine that goes down does."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in family:
+        if child.is_running():
+            child.kill()
+    printed: str = process.communicate()[0]
+    return printed
+
+
+def descendants(process: "subprocess.Popen[str]", word: str) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if word in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:  # it is just ending
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run, int]:
+    """Where the searches run, an undisturbed one with one worker, and the pairs it trained on."""
+    place = laid_out(tmp_path_factory.mktemp("chaos") / "place")
+    preftune(place, "run", "spec.yaml", "--name", "whole")
+    return place, open_run(place / "runs" / "whole"), searched(trained(place))
+
+
+def interrupted_at_random(
+    place: Path, name: str, kills: int, span: float, chance: random.Random, *values: str
+) -> Iterator[Run]:
+    """Start a search, and kill it as often as asked, each time within `span` seconds of training.
+
+    Yields the run after each kill, until it has ended before the next.
+    """
+    storage = place / "runs"
+    for value in values:
+        storage = Path(value.removeprefix("storage=")) if value.startswith("storage=") else storage
+    counted = place / "pairs.log"
+    for number in range(kills):
+        before = counted.stat().st_size if counted.exists() else 0
+
+        def training(before: int = before) -> bool:
+            return counted.exists() and counted.stat().st_size > before
+
+        first = ("run", "spec.yaml", "--name", name, *settings(*values))
+        process = start(place, *(("resume", name, "--storage", str(storage)) if number else first))
+        wait_for(training, process)
+        time.sleep(chance.uniform(0, span))
+        if process.poll() is not None:
+            assert process.returncode == 0, process.communicate()[0]
+            return
+        if number % 2:
+            printed = end_with_family(process)
+        else:  # the driver alone: Ray's daemons notice by themselves
+            process.kill()
+            printed = process.communicate()[0]
+        assert f"Go on with: preftune resume {name}" in printed, printed
+        run = open_run(name, storage)
+        assert run.state == "crashed"
+        yield run
+
+
+def test_ten_dead_drivers_change_nothing_with_one_worker(
+    whole: tuple[Path, Run, int], chance: random.Random
+) -> None:
+    place, undisturbed, pairs = whole
+    span = undisturbed.info["seconds"]["search"] / 8
+    kills = list(interrupted_at_random(place, "torn", 10, span, chance))
+    assert len(kills) == 10
+    preftune(place, "resume", "torn")
+    torn = open_run(place / "runs" / "torn")
+    assert torn.state == "done" and torn.missing() == []
+    assert story(torn) == story(undisturbed)
+    assert searched(trained(place)) <= 1.15 * pairs
+
+
+def newest_checkpoint(run: Run) -> Path | None:
+    """Return the checkpoint that an unfinished trial would go on from."""
+    found = [trial.attrs.get("checkpoint") for trial in run.trials() if trial.state == "running"]
+    return run.folder / found[0] if found and found[0] else None
+
+
+def prepared(run: Run, stage: str) -> Path:
+    return run.storage / "prepared" / str(run.info["prepared"][stage])
+
+
+def cut(path: Path) -> None:
+    """Lose the second half of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def at_checkpoint(harm: Callable[[Path], object], name: str) -> Callable[[Run], None]:
+    def damage(run: Run) -> None:
+        checkpoint = newest_checkpoint(run)
+        if checkpoint is not None and (checkpoint / name).exists():
+            harm(checkpoint / name)
+
+    return damage
+
+
+def half_a_line(name: str) -> Callable[[Run], None]:
+    def damage(run: Run) -> None:
+        with (run.folder / name).open("a") as file:
+            file.write('{"time": "2026-')
+
+    return damage
+
+
+def leftovers(run: Run) -> None:
+    """Leave what a write that was cut short leaves: temporary files and half a folder."""
+    (run.folder / ".run.json.x1").write_text("{")
+    (run.storage / "prepared" / ".data-0000.x2").mkdir(exist_ok=True)
+    (run.folder / "stop").write_text("")  # asked for before the crash: the resumed one was not
+
+
+DAMAGES: dict[str, Callable[[Run], object]] = {
+    "a checkpoint cut short": at_checkpoint(cut, "model.safetensors"),
+    "a checkpoint with another bit": at_checkpoint(flip, "model.safetensors"),
+    "a checkpoint without its checksums": at_checkpoint(Path.unlink, "meta.json"),
+    "an optimizer state cut short": at_checkpoint(cut, "optimizer.pt"),
+    "half a line of the journal": half_a_line("study.journal"),
+    "half a line of the decisions": half_a_line("decisions.jsonl"),
+    "another bit in the reference's log-probs": lambda run: flip(
+        prepared(run, "reference") / "train.npz"
+    ),
+    "training pairs cut short": lambda run: cut(prepared(run, "data") / "train.parquet"),
+    "lost answers of the reference": lambda run: (
+        prepared(run, "answers") / "validation.jsonl"
+    ).unlink(),
+    "leftovers of a write": leftovers,
+}
+
+
+def test_what_a_crash_damages_is_noticed_and_worked_round(
+    whole: tuple[Path, Run, int], chance: random.Random
+) -> None:
+    """Ten crashes, each of which damages something else; the search ends as if nothing was."""
+    place, undisturbed, _ = whole
+    damages = list(DAMAGES)
+    chance.shuffle(damages)
+    span = undisturbed.info["seconds"]["search"] / 8
+    storage = place / "worn"  # what is prepared there is damaged too
+    shutil.copytree(place / "runs" / "prepared", storage / "prepared")
+    harmed = []
+    crashes = interrupted_at_random(place, "worn", len(damages), span, chance, f"storage={storage}")
+    for name, run in zip(damages, crashes, strict=False):
+        DAMAGES[name](run)
+        harmed.append(name)
+    print(f"damaged: {harmed}")  # noqa: T201
+    assert len(harmed) >= 8
+    preftune(place, "resume", "worn", "--storage", str(storage))
+    worn = open_run("worn", storage)
+    assert worn.state == "done"
+    assert story(worn) == story(undisturbed)
+
+
+def test_processes_of_trials_that_break_cost_the_others_nothing(
+    whole: tuple[Path, Run, int], chance: random.Random
+) -> None:
+    """Nine trials, eight faults at random steps of training, two workers."""
+    kinds = {
+        "SIGKILL": True,  # the kernel, where memory runs out
+        "SIGSEGV": True,  # a library
+        "SIGTERM": True,
+        "SIGSTOP": False,  # it hangs
+        "exit": False,  # it dies each time
+        "memory": False,  # a device too small for the micro-batch
+        "nan": False,
+        "raise": False,
+    }
+    steps = {kind: chance.randrange(2, 30) for kind in kinds}
+    print(f"steps: {steps}")  # noqa: T201
+    faults = {
+        f"trial_{number:04d}": {"kind": kind, "once": once, "place": "step", "step": steps[kind]}
+        for number, (kind, once) in enumerate(kinds.items())
+    }
+    place = laid_out(whole[0].parent / "faults", **faults)
+    shutil.copytree(whole[1].storage / "prepared", place / "runs" / "prepared", dirs_exist_ok=True)
+    more = settings(
+        "search.trials=9",
+        "search.concurrent=2",
+        "search.scheduler=none",
+        "search.stuck_minutes=0.5",
+        "space.per_device_train_batch_size={choice: [8]}",
+    )
+    preftune(place, "run", "spec.yaml", "--name", "faults", *more)
+    run = open_run(place / "runs" / "faults")
+    ended = dict(zip([*kinds, "none"], run.trials(), strict=True))
+    states = {kind: trial.state for kind, trial in ended.items()}
+    assert states == {
+        **dict.fromkeys(["SIGKILL", "SIGSEGV", "SIGTERM", "memory", "none"], "complete"),
+        **dict.fromkeys(["SIGSTOP", "exit", "raise"], "failed"),
+        "nan": "infeasible",
+    }
+    causes = {
+        "SIGSTOP": "no report for 0.5 minutes (search.stuck_minutes)",
+        "exit": "its process died 3 times",
+        "raise": "ArithmeticError: the training step broke",
+        "nan": "the training loss is nan at step",
+    }
+    for kind, cause in causes.items():
+        assert cause in str(ended[kind].cause)
+        assert cause.split()[0] in preftune(place, "show", "--trial", str(ended[kind].number))
+    for kind in ("SIGKILL", "SIGSEGV", "SIGTERM"):
+        assert ended[kind].attrs["restarts"] == 1
+    assert ended["memory"].attrs["micro_batch"] == 2
+    hung = int((place / "trial_0003.SIGSTOP").read_text().split()[0])
+    assert not psutil.pid_exists(hung)
+    # A process that died costs what came after its last checkpoint: a tenth of the budget at most.
+    pairs = trained(place)
+    for number, kind in enumerate(kinds):
+        if kind.startswith("SIG") and kind != "SIGSTOP":
+            assert 288 < pairs[f"trial_{number:04d}"] <= 288 + 288 / 10 + 16
+    assert pairs["trial_0008"] == 288
+    assert (run.verdict() or {})["finalists"]
+
+
+def test_two_workers_and_dead_drivers(whole: tuple[Path, Run, int], chance: random.Random) -> None:
+    """Which worker reports first is chance. What was decided follows from what was known."""
+    place, undisturbed, _ = whole
+    trained(place)
+    preftune(place, "run", "spec.yaml", "--name", "two", *settings("search.concurrent=2"))
+    pairs = searched(trained(place))
+    calm = open_run(place / "runs" / "two")
+    finished: set[int] = set()
+    total: Counter[str] = Counter()
+    for _ in interrupted_at_random(place, "pair", 4, 6.0, chance, "search.concurrent=2"):
+        seen = trained(place)
+        again = {number for number in finished if f"trial_{number:04d}" in seen}
+        assert again == set()
+        total += seen
+        trials = open_run(place / "runs" / "pair").trials()
+        finished = {trial.number for trial in trials if trial.state != "running"}
+    preftune(place, "resume", "pair")
+    total += trained(place)
+    run = open_run(place / "runs" / "pair")
+    assert run.state == "done"
+    known: dict[int, list[float]] = {}
+    for decision in run.decisions():
+        earlier = known.setdefault(decision["rung"], [])
+        assert decision["others"] == earlier
+        if decision["decision"] == "infeasible":
+            continue
+        if decision["decision"] in ("continue", "stop"):
+            on = goes_on(decision["value"], decision["others"], decision["direction"])
+            assert decision["decision"] == ("continue" if on else "stop")
+        earlier.append(decision["value"])
+    best, before = run.verdict() or {}, calm.verdict() or {}
+    assert best["passing"] and before["passing"]
+    entry = next(f for f in before["finalists"] if f["number"] == before["winner"])
+    own = next(f for f in best["finalists"] if f["number"] == best["winner"])
+    low, high = entry["interval"]
+    assert low <= own["difference"] <= high
+    # One worker's search may take another turn than the other's, so pairs are compared by trials.
+    assert searched(total) <= 1.15 * max(pairs, sum(t.pairs for t in run.trials()))
+
+
+@pytest.mark.parametrize(
+    ("daemon", "patience"), [("raylet/raylet", 120), ("gcs/gcs_server", 200)], ids=["raylet", "gcs"]
+)
+def test_ray_that_dies_leaves_a_sentence_and_a_run_that_goes_on(
+    whole: tuple[Path, Run, int], chance: random.Random, daemon: str, patience: int
+) -> None:
+    place, undisturbed, _ = whole
+    name = daemon.partition("/")[0]
+    decisions = place / "runs" / name / "decisions.jsonl"
+    process = start(place, "run", "spec.yaml", "--name", name)
+    wait_for(lambda: bool(lines(decisions)), process)
+    time.sleep(chance.uniform(0, 3))
+    family = psutil.Process(process.pid).children(recursive=True)
+    (victim,) = descendants(process, daemon)
+    victim.kill()
+    printed = process.communicate(timeout=patience)[0]
+    assert process.returncode not in (0, None)
+    assert f"preftune resume {name}" in printed and "Traceback" not in printed, printed
+    psutil.wait_procs(family, timeout=20)
+    assert not [child for child in family if child.is_running() and child.status() != "zombie"]
+    preftune(place, "resume", name)
+    assert story(open_run(place / "runs" / name)) == story(undisturbed)
+
+
+@pytest.mark.parametrize("stage", ["preparing", "verifying"])
+def test_driver_that_dies_before_and_after_the_search(
+    whole: tuple[Path, Run, int], chance: random.Random, stage: str
+) -> None:
+    place, undisturbed, _ = whole
+    storage = place / stage
+    if stage == "verifying":
+        shutil.copytree(place / "runs" / "prepared", storage / "prepared")
+    where = settings(f"storage={storage}")
+    process = start(place, "run", "spec.yaml", "--name", stage, *where)
+
+    def there() -> bool:
+        path = storage / stage / "run.json"
+        return path.exists() and json.loads(path.read_text())["state"] == stage
+
+    wait_for(there, process)
+    time.sleep(chance.uniform(0, 12 if stage == "preparing" else 4))
+    end_with_family(process)
+    preftune(place, "resume", stage, "--storage", str(storage))
+    assert story(open_run(stage, storage)) == story(undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=str)
+def test_signal_at_a_random_moment_ends_in_the_resume_line(
+    whole: tuple[Path, Run, int], chance: random.Random, number: signal.Signals
+) -> None:
+    """A cluster's notice, Ctrl-C, a terminal that goes away."""
+    place, undisturbed, _ = whole
+    name = number.name.lower()
+    process = start(place, "run", "spec.yaml", "--name", name)
+    wait_for(lambda: (place / "runs" / name / "run.json").exists(), process)
+    time.sleep(chance.uniform(0, 25))
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    printed = process.communicate(timeout=100)[0]
+    assert process.returncode == 130, printed
+    assert printed.count(f"preftune resume {name}") == 1 and "Traceback" not in printed, printed
+    assert open_run(place / "runs" / name).state == "interrupted"
+    psutil.wait_procs(family, timeout=20)
+    assert not [child for child in family if child.is_running() and child.status() != "zombie"]
+    preftune(place, "resume", name)
+    assert story(open_run(place / "runs" / name)) == story(undisturbed)

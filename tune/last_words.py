@@ -1,0 +1,55 @@
+"""What a command that can be gone on with says when it ends early, even where it cannot itself."""
+
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+
+# A shell waits for a line that never comes if this process dies: from SIGKILL, a machine without
+# memory, or Ray's C++ core, which ends the process that it runs in when Ray's daemons are gone.
+_WATCH = 'read -r ended || printf "%s\\n" "$0" >&2'
+
+
+@contextmanager
+def resumable(command: str, errors: Console) -> Iterator[None]:
+    """Print `command`, which goes on, if the block is interrupted or its process dies."""
+    sentence = (
+        "preftune was ended from outside: it was killed, memory ran out, or Ray's own processes "
+        f"died. Go on with: {command}"
+    )
+    watch = subprocess.Popen(
+        ["/bin/sh", "-c", _WATCH, sentence], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        yield
+    except KeyboardInterrupt:
+        line = f"Interrupted. Go on with: {command}"
+        errors.print(line, highlight=False, markup=False, soft_wrap=True)
+        raise
+    finally:
+        watch.communicate(b"\n")
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Treat SIGTERM, a cluster's notice, and SIGHUP, a lost terminal, like Ctrl-C in the block."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
