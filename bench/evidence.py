@@ -133,13 +133,14 @@ def wild() -> dict[str, Any]:
         rows = []
         for trial in run.trials():
             values = {**trial.params, **trial.measures}
-            rows.append([compact(values.get(name)) for name in heads])
+            row = ["-" if (v := values.get(name)) is None else compact(v) for name in heads]
+            rows.append([*row, trial.cause or "with its budget used"])
         push = [*command, "push", "wild", f"{folder}/published", "--storage", folder]
         refused = subprocess.run(push, capture_output=True, text=True, check=False)
         sentence = (run.verdict() or {})["sentence"]
     said = " ".join(refused.stderr.split())
     return {
-        "heads": heads,
+        "heads": [*heads, "ended"],
         "rows": rows,
         "sentence": sentence,
         "code": refused.returncode,

@@ -13,11 +13,12 @@ from typing import Any
 from results.run import Run
 
 ROOT = Path(__file__).parent.parent
+PLANTED = "hf_planted_and_never_to_be_written_down"  # the token that every search is given
 
 
 def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path, "COLUMNS": "140"}
+    return {**os.environ, "PYTHONPATH": path, "COLUMNS": "140", "HF_TOKEN": PLANTED}
 
 
 def preftune(place: Path, *arguments: str, code: int = 0) -> str:

@@ -34,8 +34,8 @@ space:
   per_device_train_batch_size: {choice: [4, 8]}
 training: {max_length: 128, loss_type: [sigmoid, sft]}
 evaluation: {prompts: 24, max_new_tokens: 24}
-budget: {pairs: 288}
-search: {trials: 12, concurrent: 1, seed: 7}
+budget: {pairs: 216}
+search: {trials: 10, concurrent: 1, seed: 7}
 verify: {finalists: 2, seeds: 1, prompts: 96}
 resources: {gpu: 0}
 """
@@ -131,15 +131,14 @@ def searched(pairs: Counter[str]) -> int:
     return sum(count for trial, count in pairs.items() if trial != "None")
 
 
-def end_with_family(process: "subprocess.Popen[str]") -> str:
+def end_with_family(process: "subprocess.Popen[str]") -> None:
     """Kill a driver and all that it started, as a machine that goes down does."""
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     for child in family:
         if child.is_running():
             child.kill()
-    printed: str = process.communicate()[0]
-    return printed
+    process.communicate()
 
 
 def descendants(process: "subprocess.Popen[str]", word: str) -> list[psutil.Process]:
@@ -186,11 +185,11 @@ def interrupted_at_random(
             assert process.returncode == 0, process.communicate()[0]
             return
         if number % 2:
-            printed = end_with_family(process)
-        else:  # the driver alone: Ray's daemons notice by themselves
+            end_with_family(process)
+        else:  # the driver alone: Ray's daemons notice by themselves, and so does the user
             process.kill()
             printed = process.communicate()[0]
-        assert f"Go on with: preftune resume {name}" in printed, printed
+            assert f"Go on with: preftune resume {name}" in printed, printed
         run = open_run(name, storage)
         assert run.state == "crashed"
         yield run
@@ -312,7 +311,7 @@ def test_processes_of_trials_that_break_cost_the_others_nothing(
         "nan": False,
         "raise": False,
     }
-    steps = {kind: chance.randrange(2, 30) for kind in kinds}
+    steps = {kind: chance.randrange(2, 24) for kind in kinds}
     print(f"steps: {steps}")  # noqa: T201
     faults = {
         f"trial_{number:04d}": {"kind": kind, "once": once, "place": "step", "step": steps[kind]}
@@ -354,8 +353,8 @@ def test_processes_of_trials_that_break_cost_the_others_nothing(
     pairs = trained(place)
     for number, kind in enumerate(kinds):
         if kind.startswith("SIG") and kind != "SIGSTOP":
-            assert 288 < pairs[f"trial_{number:04d}"] <= 288 + 288 / 10 + 16
-    assert pairs["trial_0008"] == 288
+            assert 216 < pairs[f"trial_{number:04d}"] <= 216 + 216 / 10 + 16
+    assert pairs["trial_0008"] == 216
     assert (run.verdict() or {})["finalists"]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from searching import lines, preftune, start, story, wait_for
+from searching import PLANTED, lines, preftune, start, story, wait_for
 
 from results.errors import UserError as ResultsError
 from results.run import Run, open_run
@@ -71,6 +71,17 @@ def test_run_folder_holds_what_the_docs_list(whole: tuple[Run, str]) -> None:
     # Weights of the two finalists alone: every other trial's checkpoint is gone.
     assert len(list((run.folder / "tune").rglob("model.safetensors"))) <= 2
     assert not list(run.folder.rglob("optimizer.pt"))
+
+
+def test_token_of_the_environment_is_written_nowhere(whole: tuple[Run, str], place: Path) -> None:
+    """Not in a log, a spec, Ray's own files, the report, the card or what was printed."""
+    run, printed = whole
+    preftune(place, "report", "whole")
+    preftune(place, "push", "whole", "./for_the_token")
+    read = [path for path in place.rglob("*") if path.is_file()]
+    assert run.folder / "report.html" in read and len(read) > 50
+    assert PLANTED not in printed
+    assert [path for path in read if PLANTED.encode() in path.read_bytes()] == []
 
 
 def test_winner_is_a_plain_folder_that_transformers_loads(whole: tuple[Run, str]) -> None:

@@ -112,6 +112,19 @@ class _Observer(DriverOnly, Callback):
         # texts.
         result.pop("report", None)
 
+    def on_trial_save(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # Ray keeps what was reported with a checkpoint for as long as the search lasts.
+        kept = trial.latest_checkpoint_result
+        if kept is not None:
+            kept.metrics.pop("report", None)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # Moving averages of each metric, 50 KB a trial, that nobody reads.
+        trial.metric_n_steps.clear()
+        trial.metric_analysis.clear()
+
+    on_trial_error = on_trial_complete
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.progress.refresh()
 
