@@ -97,7 +97,10 @@ def recorded(spec: Spec, record: Record) -> Preparation | None:
     if any(damage(folder) is not None for folder in folders.values()):
         return None
     sft = folders.get("sft")
-    model = sft / "model" if sft else Path(record.info["model"]["folder"])
+    base = (record.info.get("model") or {}).get("folder")
+    model = sft / "model" if sft else Path(base or "")
+    if not {"data", "reference", "answers"} <= folders.keys() or not (sft or base):
+        return None  # run.json has been written anew, without them
     if not model.is_dir():
         return None
     meta = json.loads((folders["answers"] / META).read_text(encoding="utf-8"))

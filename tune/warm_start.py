@@ -9,17 +9,38 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from results.errors import UserError as ResultsError
 from results.journal import open_study
 from results.run import Run, open_run
 from search_spaces.sampling import decode, distributions, encode
 from search_spaces.spec import Spec, load
 from trainables.errors import UserError
 from trainables.store import META, damage
-from tune.record import Decision, Record, read_lines
+from tune.record import Record, read_decisions
 from tune.searcher import TAKEN_FROM, Study
 
 # What has to be equal for two trials to be measured by the same yardstick.
 SECTIONS = ("model", "revision", "dataset", "sft", "judge", "objective", "evaluation", "budget")
+
+
+def settled(spec: Spec) -> Spec:
+    """Return the search with `search.warm_start` as the folder that it means now.
+
+    Before the search's own run exists, which would be `latest`, and would stand among the runs
+    that there are.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    name = spec.search.warm_start
+    if name is None:
+        return spec
+    try:
+        folder = open_run(name, spec.storage).folder
+    except ResultsError as error:
+        raise UserError(f"search.warm_start: {error}") from error
+    search = spec.search.model_copy(update={"warm_start": str(folder)})
+    return spec.model_copy(update={"search": search})
 
 
 def earlier_run(spec: Spec, record: Record) -> Run | None:
@@ -112,7 +133,7 @@ def warm_study(spec: Spec, record: Record, run: Run) -> Study:
         target = record.trial_folder(new)
         if (run.trial_folder(old)).is_dir():
             shutil.copytree(run.trial_folder(old), target, dirs_exist_ok=True)
-    theirs = [Decision(**line) for line in read_lines(run.folder / "decisions.jsonl")]
+    theirs = read_decisions(run.folder)
     record.take_over(
         [replace(one, trial=numbers[one.trial]) for one in theirs if one.trial in numbers]
     )
