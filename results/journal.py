@@ -67,8 +67,13 @@ def open_study(path: Path) -> tuple[Study | None, int | None]:
         raise UserError(
             f"{path} is not a journal that Optuna can read ({reason}); restore it from a copy."
         ) from error
-    if journal.damaged_line is None:
+    if journal.damaged_line is None and not journal.read_logs(0):
         return None, None  # the study has yet to be created
+    if journal.damaged_line is None:
+        raise UserError(
+            f"{path} holds no study called {STUDY_NAME!r}, so it is no search's journal; restore "
+            "it from a copy."
+        )
     raise UserError(
         f"{path} is damaged from line {journal.damaged_line} on, before any trial; restore it from "
         "a copy, or start the search again."

@@ -16,6 +16,7 @@ import ray
 
 import trainables.quickstart.judge
 from search_spaces.spec import Spec
+from trainables import judge_file
 from trainables.chat_template import OURS
 from trainables.errors import UserError
 from trainables.hub import snapshot
@@ -414,6 +415,7 @@ def _judge_content(judge: str | None) -> object:
         return checksum(Path(inspect.getfile(trainables.quickstart.judge)))
     local = Path(judge).expanduser()
     if local.is_file():
+        judge_file.check(judge)
         return checksum(local)
     folder, commit = snapshot(judge)
     return commit or _contents(folder, MODEL_FILES)

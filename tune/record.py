@@ -135,8 +135,9 @@ def create(spec: Spec, label: str, exact: bool, command: str) -> "Record":
     storage = Path(spec.storage)
     if not NAME.fullmatch(label) or (exact and label in TAKEN_NAMES):
         raise UserError(
-            f"--name {label!r}: a run's name is one plain folder name of letters, digits, `-`, `_` "
-            f"and `.` that does not begin with a sign, and not {' or '.join(TAKEN_NAMES)}"
+            f"--name {label!r}: a run's name is one plain folder name of at most 100 letters, "
+            f"digits, `-`, `_` and `.`, begins with none of the signs, and is not "
+            f"{' or '.join(TAKEN_NAMES)}"
             if exact
             else f"{label!r} cannot be a run's name, which is letters, digits, `-`, `_` and `.`: "
             "give one with --name"

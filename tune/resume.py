@@ -15,6 +15,8 @@ from trainables.store import write_text
 from tune.record import FORMAT, Record, claim
 from tune.search import STOP
 
+MOST_TRIALS = 1_000_000  # to add at once; more is a slip of the keyboard
+
 
 def reopened(
     name: str | None, storage: str, trials: str | None, console: Console
@@ -91,8 +93,11 @@ def _count(trials: str) -> int:
         more = int(trials)
     except ValueError:
         more = 0
-    if more < 1:
-        raise UserError(f"--trials {trials}: how many to add is a whole number, such as +10")
+    if not 1 <= more <= MOST_TRIALS:
+        raise UserError(
+            f"--trials {trials}: how many to add is a whole number up to {MOST_TRIALS:,}, such as "
+            "+10"
+        )
     return more
 
 

@@ -30,15 +30,11 @@ def settled(spec: Spec) -> Spec:
     that there are.
 
     Raises:
-        UserError: there is no such run.
+        UserError: as `_usable` raises it.
     """
-    name = spec.search.warm_start
-    if name is None:
+    if spec.search.warm_start is None:
         return spec
-    try:
-        folder = open_run(name, spec.storage).folder
-    except ResultsError as error:
-        raise UserError(f"search.warm_start: {error}") from error
+    folder = _usable(spec, spec.search.warm_start).folder
     search = spec.search.model_copy(update={"warm_start": str(folder)})
     return spec.model_copy(update={"search": search})
 
@@ -47,13 +43,23 @@ def earlier_run(spec: Spec, record: Record) -> Run | None:
     """Return the run to take trials from, or None where none is asked for or it is done already.
 
     Raises:
+        UserError: as `_usable` raises it.
+    """
+    name = spec.search.warm_start
+    return None if name is None or record.info.get("warm_start") else _usable(spec, name)
+
+
+def _usable(spec: Spec, name: str) -> Run:
+    """Open the run to take trials from.
+
+    Raises:
         UserError: there is no such run, it is still going on, or what it measured is not what this
             search measures.
     """
-    name = spec.search.warm_start
-    if name is None or record.info.get("warm_start"):
-        return None
-    run = open_run(name, spec.storage)
+    try:
+        run = open_run(name, spec.storage)
+    except ResultsError as error:
+        raise UserError(f"search.warm_start: {error}") from error
     if run.active:
         raise UserError(
             f"search.warm_start: run {run.name} is going on; wait for its end, or end it with "
