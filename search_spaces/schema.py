@@ -26,7 +26,7 @@ def _gpu(value: Any) -> Any:
 
 
 def _storage(value: str) -> str:
-    folder = os.path.expanduser(value) if "\0" not in value else ""
+    folder = os.path.expanduser(value) if value.isprintable() else ""
     if not folder or folder.startswith("~"):
         raise PydanticCustomError("storage", "names no folder; write a path, such as runs")
     return folder

@@ -2,7 +2,7 @@
 
 A row is a layout of the working folder, a command line, its exit code and what its message says.
 Commands run inside this process, which costs milliseconds instead of seconds; those that compute
-share one Ray. The last tests run commands of their own, where processes are what matters.
+share one Ray. The last test runs the command by itself, where its processes are what matters.
 """
 
 # ruff: noqa: E501 - one refusal a row reads better than four lines each
@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import psutil
 import pyarrow
 import pyarrow.parquet
@@ -37,8 +38,9 @@ import tune.cluster
 import tune.run
 from trainables.store import seal
 from tune import cli
-from tune.prepare import _judge_content
+from tune.prepare import _judge_content, recorded
 from tune.record import claim
+from tune.resume import reopened
 
 Layout = Callable[[Path], Any]
 APP = Path(__file__).parent.parent / "serve" / "app.py"
@@ -185,6 +187,8 @@ SPECS = [
     ("deep nesting", text("spec.yaml", "[" * 2000), "run spec.yaml", 2, ["not valid YAML"]),
     ("key twice", text("spec.yaml", "model: a\nmodel: b\n"), "run spec.yaml", 2, ["`model` stands twice", "line 2"]),
     ("code in YAML", text("spec.yaml", "model: !!python/object/apply:os.system [id]\n"), "run spec.yaml", 2, ["not valid YAML"]),
+    ("half of a character", text("spec.yaml", 'model: "\\ud800"\n'), "run spec.yaml", 2, ["model: holds half of a character"]),
+    ("keys that steer a terminal", text("spec.yaml", '"a\\e[31mb\\nc": 1\n'), "run spec.yaml", 2, ["a\\x1b[31mb\\nc = 1: no such key"]),
     ("binary", text("spec.yaml", b"\x89PNG\r\n\x1a\n\0\xff"), "run spec.yaml", 2, ["not a text file in UTF-8"]),
     ("UTF-16", text("spec.yaml", "model: a".encode("utf-16")), "run spec.yaml", 2, ["save it as one"]),
     ("directory", folder("spec.yaml"), "run spec.yaml", 2, ["spec.yaml: cannot be read", "Is a directory"]),
@@ -456,7 +460,8 @@ def command(
     monkeypatch.setattr(tune.run, "connected", connected)
     monkeypatch.setattr(os, "execv", page)
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / ".hub"))  # no token, whoever runs this
+    token = str(tmp_path / "no-token")  # whoever runs this may have one
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", token)
     monkeypatch.chdir(tmp_path)
 
     def call(line: str) -> tuple[int, str, str]:
@@ -485,7 +490,7 @@ OF_OTHERS = ("pymp-", "torchinductor_")  # temporary folders of Ray's dashboard 
 # Of a run that began: its folder, finished stages of the preparation, and the lock of each stage.
 OF_A_RUN = re.compile(
     r"runs(/a(/(trials|spec\.yaml|run\.json|data_report\.json|\.driver\.lock))?)?"
-    r"|runs/prepared(/(data|reference)-[0-9a-f]{16}(/.*)?|/\.(data|reference|answers)-[0-9a-f]{16}\.lock)?"
+    r"|runs/prepared(/(data|reference)-[0-9a-f]{16}(/[^./][^/]*)*|/\.(data|reference|answers)-[0-9a-f]{16}\.lock)?"
 )
 
 
@@ -565,3 +570,14 @@ def test_command_of_its_own_ends_with_all_its_processes(tmp_path: Path) -> None:
     assert not [
         path for path in (tmp_path / "temporary").iterdir() if not path.name.startswith(OF_OTHERS)
     ]
+
+
+def test_run_that_lost_its_run_json_opens_to_go_on(tmp_path: Path, storage: Path) -> None:
+    """Journal and decisions are the record of a search; the rest of `run.json` is written anew."""
+    shutil.copytree(storage, tmp_path / "runs")
+    without("runs/cut/run.json")(tmp_path)
+    opened = reopened("cut", str(tmp_path / "runs"), None, cli.console)
+    assert opened is not None
+    record = opened[1]
+    assert (record.info["format"], record.info["name"], record.seconds) == (1, "cut", {})
+    assert len(record.decisions) > 0 and recorded(opened[0], record) is None
