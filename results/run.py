@@ -173,7 +173,7 @@ class Run:
         """
         path = self.folder / "full.json"
         if full := read_json(path):
-            shapes.check(path, full, shapes.FULL, ("trial", "outcome", "sentence"))
+            shapes.check(path, full, shapes.FULL, ("trial", "sentence"))
         winner = (self.verdict() or {}).get("winner")
         return full if full and full.get("trial") == winner else None
 

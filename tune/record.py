@@ -28,7 +28,7 @@ from trainables.report import Report
 from trainables.store import json_text, write_bytes, write_json, write_text
 
 FORMAT = 1
-NAME = re.compile(r"\w[\w.-]{0,99}")  # of a run: a word to type, wherever commands name it
+NAME = re.compile(r"[^\W_][\w.-]{0,99}")  # of a run: a word to type, wherever commands name it
 TAKEN_NAMES = ("prepared", "latest")  # a folder beside the runs, and the word for the newest run
 LOCK = ".driver.lock"  # held by the process that drives the run, and by nobody once it is gone
 Verdict = Literal["continue", "stop", "complete", "infeasible"]
