@@ -34,7 +34,7 @@ def _mapping(path: Path, parse: Callable[[str], Any], kind: str) -> dict[str, An
         value = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path} cannot be read ({reason}); restore it, or open another run."

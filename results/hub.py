@@ -1,5 +1,6 @@
 """Publish a run's model: one commit on the Hugging Face Hub, or a plain copy in a local folder."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -80,6 +81,8 @@ def push(
             f"published: {verdict_sentence(run)} Give --force to publish it all the same."
         )
     folder = is_folder(repo_or_folder)
+    if not folder:
+        _check_name(repo_or_folder)
     texts = published_texts(run, trial, None if folder else repo_or_folder)
     sources = _sources(run, chosen.number)
     files = {name: path.stat().st_size for name, path in sources.items()}
@@ -104,8 +107,21 @@ def is_folder(repo_or_folder: str) -> bool:
     return (
         path in (".", "..", "~")
         or path.startswith(("./", "../", "/", "~/"))
-        or Path(repo_or_folder).is_dir()
+        or (path != "" and Path(repo_or_folder).is_dir())
     )
+
+
+def _check_name(repo: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(
+            f"{repo!r} is no name of a repository on the Hub; write it as `name/repo`, or start a "
+            "local folder with ./"
+        ) from error
 
 
 def _sources(run: Run, trial: int) -> dict[str, Path]:
@@ -137,7 +153,30 @@ def _sources(run: Run, trial: int) -> dict[str, Path]:
             f"Trial {trial} of run {run.name} cannot be published: {weights} has no "
             f"{' and no '.join(lacking)}. Weights are kept of the best few trials only."
         )
+    for path in found.values():
+        _check_whole(path, f"Trial {trial} of run {run.name}")
     return found
+
+
+def _check_whole(path: Path, what: str) -> None:
+    """Refuse a damaged file before anybody downloads it.
+
+    Raises:
+        UserError: weights shorter than they say they are, or JSON that is none.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="numpy"):
+                pass  # opening compares the header with the size
+        elif path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UserError(
+            f"{what} cannot be published: {path} is damaged ({error}). Restore it from a copy, or "
+            "name another trial with --trial."
+        ) from error
 
 
 def _check_folder(target: Path) -> None:
@@ -156,8 +195,13 @@ def _check_folder(target: Path) -> None:
 
 
 def _copy(sources: dict[str, Path], texts: dict[str, str], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be written ({error.strerror}); name a folder that can."
+        ) from error
     new, old = staged / "new", staged / "old"
     new.mkdir()
     try:
@@ -190,7 +234,6 @@ def _upload(
     # HTTPError is the base of the client's network errors: httpx's in version 1, httpx2's in 2.
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
         HfHubHTTPError,
-        HFValidationError,
         HTTPError,
         OfflineModeIsEnabled,
     )
@@ -213,11 +256,6 @@ def _upload(
         contents: dict[str, Path | bytes] = {**sources, **written}
         operations = [CommitOperationAdd(file, content) for file, content in contents.items()]
         commit = api.create_commit(name, operations, commit_message=message)
-    except HFValidationError as error:
-        raise UserError(
-            f"{repo!r} is no name of a repository on the Hub; write it as `name/repo`, or start a "
-            "local folder with ./"
-        ) from error
     except OfflineModeIsEnabled as error:
         raise UserError("HF_HUB_OFFLINE is set; unset it to push to the Hub.") from error
     except HfHubHTTPError as error:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import OptunaError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.study import Study, load_study
@@ -27,10 +28,13 @@ class ReadOnlyJournal(BaseJournalBackend):
         lines = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines[:-1], start=1):
             try:
-                self._records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
+                record = None
+            if not isinstance(record, dict) or "op_code" not in record:
                 self.damaged_line = number
                 break
+            self._records.append(record)
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
         """Return the records from the given number on."""
@@ -54,17 +58,23 @@ def open_study(path: Path) -> tuple[Study | None, int | None]:
         return None, None
     try:
         journal = ReadOnlyJournal(path)
-        study = load_study(study_name=STUDY_NAME, storage=JournalStorage(journal))
-        return study, journal.damaged_line
-    except KeyError as error:
-        if journal.damaged_line is None:
-            # A journal in which the study has yet to be created.
-            return None, None
+        storage = JournalStorage(journal)
+        if any(study.study_name == STUDY_NAME for study in storage.get_all_studies()):
+            return load_study(study_name=STUDY_NAME, storage=storage), journal.damaged_line
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, OptunaError) as error:
+        # What replaying records raises when they are somebody else's, or one is missing between.
+        reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{path} is damaged from line {journal.damaged_line} on, before any trial; "
-            "restore it from a copy, or start the search again."
+            f"{path} is not a journal that Optuna can read ({reason}); restore it from a copy."
         ) from error
-    except (OSError, TypeError, AttributeError, ValueError) as error:
+    if journal.damaged_line is None and not journal.read_logs(0):
+        return None, None  # the study has yet to be created
+    if journal.damaged_line is None:
         raise UserError(
-            f"{path} is not a journal that Optuna can read ({error}); restore it from a copy."
-        ) from error
+            f"{path} holds no study called {STUDY_NAME!r}, so it is no search's journal; restore "
+            "it from a copy."
+        )
+    raise UserError(
+        f"{path} is damaged from line {journal.damaged_line} on, before any trial; restore it from "
+        "a copy, or start the search again."
+    )

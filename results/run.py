@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from results import shapes
 from results.errors import UserError
 from results.files import read_json, read_lines, read_yaml
 
@@ -80,7 +81,10 @@ class Run:
     @cached_property
     def spec(self) -> dict[str, Any]:
         """The resolved search; empty where it was never written."""
-        return read_yaml(self.folder / "spec.yaml") or {}
+        path = self.folder / "spec.yaml"
+        spec = read_yaml(path) or {}
+        shapes.check(path, spec, shapes.SPEC)
+        return spec
 
     @property
     def metric(self) -> str:
@@ -156,20 +160,29 @@ class Run:
 
     def verdict(self) -> dict[str, Any] | None:
         """The verdict, or None before there is one."""
-        return read_json(self.folder / "verdict.json")
+        path = self.folder / "verdict.json"
+        if verdict := read_json(path):
+            needed = shapes.OF_A_WINNER if verdict.get("passing") else ()
+            shapes.check(path, verdict, shapes.VERDICT, needed)
+        return verdict
 
     def full(self) -> dict[str, Any] | None:
         """What training the winner on all pairs came to.
 
         None before it, and where more trials have made another one the winner since.
         """
-        full = read_json(self.folder / "full.json")
+        path = self.folder / "full.json"
+        if full := read_json(path):
+            shapes.check(path, full, shapes.FULL, ("trial", "sentence"))
         winner = (self.verdict() or {}).get("winner")
         return full if full and full.get("trial") == winner else None
 
     def data_report(self) -> dict[str, Any] | None:
         """What was loaded, dropped and truncated, or None before the data are prepared."""
-        return read_json(self.folder / "data_report.json")
+        path = self.folder / "data_report.json"
+        if report := read_json(path):
+            shapes.check(path, report, shapes.DATA_REPORT)
+        return report
 
     @property
     def best(self) -> Path | None:
@@ -226,20 +239,29 @@ def open_run(path_or_name: str | Path | None = None, storage: str | Path = "runs
         folder = runs[0].folder
     else:
         named = storage / str(path_or_name)
-        folder = named if named.is_dir() else Path(path_or_name).expanduser()
+        # `Path.expanduser` raises where `~name` names no user.
+        folder = named if named.is_dir() else Path(os.path.expanduser(path_or_name))
     if not folder.is_dir():
         names = ", ".join(run.name for run in list_runs(storage)[:5]) or "none"
         raise UserError(f"There is no run {str(path_or_name)!r} in {storage}; there are: {names}.")
     info = read_json(folder / "run.json")
     if info is None and not (folder / "study.journal").is_file():
-        raise UserError(f"{folder} is not a run of preftune: it has no run.json.")
-    _check_format(folder, info or {})
+        raise UserError(
+            f"{folder} is not a run of preftune: it has no run.json; see `preftune list`."
+        )
+    _check(folder, info or {})
     return Run(folder.resolve(), info or {})
 
 
 def list_runs(storage: str | Path = "runs") -> list[RunSummary]:
-    """Every run in `storage`, newest first; a run that cannot be read says so in its sentence."""
+    """Every run in `storage`, newest first; a run that cannot be read says so in its sentence.
+
+    Raises:
+        UserError: the storage is a file.
+    """
     storage = Path(storage)
+    if storage.exists() and not storage.is_dir():
+        raise UserError(f"--storage {storage} is a file: name the folder that run folders live in.")
     folders = sorted(path.parent for path in storage.glob("*/run.json"))
     summaries = [_summary(folder) for folder in folders if folder.name != "prepared"]
     return sorted(summaries, key=lambda run: run.created or "", reverse=True)
@@ -261,13 +283,14 @@ def leaderboard(run: Run) -> list[Trial]:
     return sorted(run.trials(), key=key)
 
 
-def _check_format(folder: Path, info: Mapping[str, Any]) -> None:
+def _check(folder: Path, info: Mapping[str, Any]) -> None:
     written = info.get("format", FORMAT)
     if not isinstance(written, int) or written > FORMAT:
         raise UserError(
             f"{folder} was written in format {written!r}, and this preftune reads up to {FORMAT}; "
             "update preftune."
         )
+    shapes.check(folder / "run.json", info, shapes.RUN)
 
 
 def _state(info: Mapping[str, Any]) -> str:
@@ -285,8 +308,8 @@ def _state(info: Mapping[str, Any]) -> str:
 def _summary(folder: Path) -> RunSummary:
     try:
         info = read_json(folder / "run.json") or {}
-        _check_format(folder, info)
-        verdict = read_json(folder / "verdict.json") or {}
+        _check(folder, info)
+        verdict = Run(folder, info).verdict() or {}
     except UserError as error:
         return RunSummary(folder.name, folder, "unreadable", None, None, None, None, str(error))
     return RunSummary(

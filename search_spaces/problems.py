@@ -19,7 +19,7 @@ class Problem:
 
     def __str__(self) -> str:
         if self.value is ABSENT:
-            return f"{self.key}: {self.reason}"
+            return _one_line(f"{self.key}: {self.reason}")
         # JSON is how the value looks in the YAML: null, true, "text".
         try:
             shown = json.dumps(self.value, ensure_ascii=False, default=str)
@@ -30,7 +30,15 @@ class Problem:
             shown = repr(self.value)
         if len(shown) > 80:
             shown = shown[:77] + "..."
-        return f"{self.key} = {shown}: {self.reason}"
+        return _one_line(f"{self.key} = {shown}: {self.reason}")
+
+
+def _one_line(text: str) -> str:
+    """Write line breaks and what steers a terminal as Python would: keys may hold anything."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 class SpecError(Exception):

@@ -106,9 +106,9 @@ def read(source: str) -> tuple[dict[str, Any], Path]:
     elif source.endswith((".yaml", ".yml")) or os.path.isfile(source):
         path = Path(source)
     else:
-        hint = nearest(source, shipped())
         raise refuse(
-            f"no shipped spec has this name; {hint} A spec of your own is a path ending in .yaml"
+            "no shipped spec has this name, and a spec of your own is a path ending in .yaml; "
+            + nearest(source, shipped())
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -191,7 +191,7 @@ def resolve_paths(data: dict[str, Any], folder: Path, only: str | None = None) -
         if not isinstance(section, dict) or not isinstance(section.get(name), str):
             continue
         value = section[name]
-        if value in ("", "quickstart"):
+        if value in ("", "quickstart") or "\0" in value:  # no path holds a NUL
             continue
         path = os.path.join(folder, os.path.expanduser(value))
         if os.path.exists(path):

@@ -12,7 +12,7 @@ from search_spaces.domains import Domain
 from search_spaces.objective import Objective
 from search_spaces.reading import is_number
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**53)]  # as far as every whole number is a float too
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy's range
 
 
@@ -23,6 +23,13 @@ def _gpu(value: Any) -> Any:
     raise PydanticCustomError(
         "gpu", ("a trial runs on at most one device; use auto, 0, or a fraction up to 1")
     )
+
+
+def _storage(value: str) -> str:
+    folder = os.path.expanduser(value) if value.isprintable() else ""
+    if not folder or folder.startswith("~"):
+        raise PydanticCustomError("storage", "names no folder; write a path, such as runs")
+    return folder
 
 
 class _Section(BaseModel):
@@ -123,9 +130,7 @@ class Spec(_Section):
     verify: Verify = Verify()
     resources: Resources = Resources()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    storage: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
-        default="runs", min_length=1
-    )
+    storage: Annotated[str, AfterValidator(_storage)] = "runs"
     checkpoints: str | None = None
     trackers: list[str] = []
 

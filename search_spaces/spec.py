@@ -78,21 +78,31 @@ def _checked(raw: dict[str, Any], problems: list[Problem]) -> Spec:
 
 
 def _text_keys(data: Any, key: str, problems: list[Problem]) -> Any:
-    """Return a copy without the keys that are not text, each of which is a problem."""
+    """Return a copy without the keys that are not text, each of which is a problem.
+
+    So is text that no file can hold: half of a surrogate pair, which YAML can spell.
+    """
     if isinstance(data, list):
         return [_text_keys(item, f"{key}[{index}]", problems) for index, item in enumerate(data)]
+    if isinstance(data, str) and not _utf8(data):
+        problems.append(Problem(key, ABSENT, "holds half of a character; write a whole one"))
+        return None
     if not isinstance(data, dict):
         return data
     kept = {}
     for name, value in data.items():
         path = f"{key}.{name}".removeprefix(".")
-        if isinstance(name, str):
+        if isinstance(name, str) and _utf8(name):
             kept[name] = _text_keys(value, path, problems)
         else:
             problems.append(
                 Problem(path, ABSENT, f"the key {name!r} is not text; name a key of the grammar")
             )
     return kept
+
+
+def _utf8(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _loss_lists(data: dict[str, Any]) -> None:

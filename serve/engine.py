@@ -1,5 +1,6 @@
 """Load a chat model once and stream its answers: plain Python, no Streamlit."""
 
+import os.path
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,10 +131,11 @@ def load(path_or_repo: str, tokenizer: str | Path | None = None) -> Engine:
         UserError: no such model, no safetensors, or no chat template.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    folder = Path(path_or_repo).expanduser()
+    folder = Path(os.path.expanduser(path_or_repo))
     local = str(folder) if folder.is_dir() else path_or_repo
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a model: it has no config.json.")
@@ -146,22 +148,29 @@ def load(path_or_repo: str, tokenizer: str | Path | None = None) -> Engine:
     disable_progress_bar()  # the page's terminal is no place for one
     try:
         words = AutoTokenizer.from_pretrained(str(tokenizer or local))
-        if not words.chat_template:
-            raise UserError(
-                f"{path_or_repo} has no chat template, so there is no telling how it wants to be "
-                "spoken to; choose a model that was trained to chat."
-            )
+    except Exception as error:  # the tokenizers library raises bare `Exception` on a damaged file
+        raise _unloadable(f"The tokenizer of {path_or_repo}", error) from error
+    if not words.chat_template:
+        raise UserError(
+            f"{path_or_repo} has no chat template, so there is no telling how it wants to be "
+            "spoken to; choose a model that was trained to chat."
+        )
+    try:
         model = AutoModelForCausalLM.from_pretrained(
             local,
             use_safetensors=True,
             # Half precision is slower than float32 on most CPUs.
             dtype="auto" if cuda else torch.float32,
         )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"The model {path_or_repo} cannot be loaded: {reason}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise _unloadable(f"The model {path_or_repo}", error) from error
     model.to("cuda" if cuda else "cpu").eval()
     return Engine(model, words, path_or_repo)
+
+
+def _unloadable(what: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300].rstrip(".")
+    return UserError(f"{what} cannot be loaded ({reason}); restore it, or choose another model.")
 
 
 def _warpers(temperature: float, top_p: float, top_k: int) -> Any:

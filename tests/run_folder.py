@@ -167,6 +167,7 @@ def _write_search(folder: Path, unfinished: bool) -> None:
                     "reduction_factor": 3,
                     "direction": "maximize",
                     "decision": decision[ended_by] if last else "continue",
+                    "ended_by": ended_by if last else None,
                     "reason": "among the best third" if not last else "the last rung it reaches",
                 }
             )

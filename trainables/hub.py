@@ -1,5 +1,6 @@
 """What a path in a search means: local, the word `quickstart`, or a Hub id pinned to a commit."""
 
+import os.path
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +93,7 @@ def no_such_path(kind: Kind, path: str) -> str:
 
 def is_hub_id(path: str | Path) -> bool:
     """Tell whether `path` can only be on the Hub: it is not on disk and is spelt like a Hub id."""
-    if isinstance(path, Path) or Path(path).expanduser().exists():
+    if isinstance(path, Path) or os.path.exists(os.path.expanduser(path)):
         return False
     try:
         validate_repo_id(path)

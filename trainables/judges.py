@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from trainables import judge_file
 from trainables.devices import autocast_dtype
 from trainables.errors import UserError
 from trainables.hub import first_sentence, snapshot
@@ -86,10 +87,7 @@ def _from_file(path: str) -> Callable[..., Any]:
     _blaming_user(path, file, spec.loader.exec_module)(module)
     function = getattr(module, "judge", None)
     if not callable(function):
-        raise UserError(
-            f"The judge `{path}` defines no function `judge`: it needs "
-            "`def judge(prompts: list[str], answers: list[str]) -> list[float]`."
-        )
+        raise UserError(f"The judge `{path}` defines no function `judge`: {judge_file.NEEDED}.")
     return _blaming_user(path, file, function)
 
 

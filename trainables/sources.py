@@ -76,7 +76,13 @@ def load_rows(
     check_columns(rows.column_names, path)
     if len(rows) == 0:
         raise UserError(f"The data set {path!r} has no rows in split {split!r}: choose another.")
-    return rows.select_columns([column for column in COLUMNS if column in rows.column_names])
+    rows = rows.select_columns([column for column in COLUMNS if column in rows.column_names])
+    try:
+        rows.data.validate(full=True)  # parquet does not check that its texts are UTF-8
+    except pa.ArrowException as error:
+        reason = first_sentence(error)
+        raise UserError(f"The data set {path!r} is damaged ({reason}): fetch it again.") from error
+    return rows
 
 
 def source_of(
@@ -224,8 +230,11 @@ def read_file(path: Path) -> pa.Table:
         check_columns(schema.names, str(path))
         known = [column for column in COLUMNS if column in schema.names]
         # A batch at a time: reading it all at once takes several times the memory of its content.
-        with pq.ParquetFile(path) as file:
-            batches = list(file.iter_batches(1000, columns=known, use_threads=False))
+        try:
+            with pq.ParquetFile(path) as file:
+                batches = list(file.iter_batches(1000, columns=known, use_threads=False))
+        except (pa.ArrowException, OSError) as error:  # pages between an undamaged head and foot
+            raise damaged_parquet(path) from error
         return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in known]))
     if path.name.endswith(FILES):
         return read_jsonl(path)
@@ -245,7 +254,12 @@ def check_file(path: Path) -> None:
     try:
         pq.ParquetFile(path).close()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"The parquet file {str(path)!r} is damaged: fetch it again.") from error
+        raise damaged_parquet(path) from error
+
+
+def damaged_parquet(path: Path) -> UserError:
+    """Name a parquet file that cannot be read."""
+    return UserError(f"The parquet file {str(path)!r} is damaged: fetch it again.")
 
 
 def read_jsonl(path: Path) -> pa.Table:

@@ -102,7 +102,7 @@ def damage(folder: Path) -> str | None:
     """Say what is wrong with a prepared folder, or return None when every file has its checksum."""
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        files: dict[str, str] = meta["files"]
+        files: dict[str, str] = dict(meta["files"])
     except FileNotFoundError:
         return f"{folder} is not complete ({META} is missing)"
     except (ValueError, KeyError, TypeError):

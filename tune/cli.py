@@ -49,8 +49,10 @@ def run(
     from tune.last_words import resumable
     from tune.record import create, resume_command
     from tune.run import run_search
+    from tune.warm_start import settled
 
-    label = name or Path(spec).stem
+    checked = settled(checked)
+    label = Path(spec).stem if name is None else name
     record = create(checked, label, name is not None, "preftune " + shlex.join(sys.argv[1:]))
     with resumable(resume_command(record.folder), errors):
         run_search(checked, record, address, console)

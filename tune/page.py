@@ -9,6 +9,7 @@ from rich.console import Console
 
 from results.run import list_runs, open_run
 from trainables.errors import UserError
+from trainables.hub import is_hub_id
 
 
 def open_page(name: str | None, storage: str, port: int, host: str, console: Console) -> None:
@@ -18,13 +19,14 @@ def open_page(name: str | None, storage: str, port: int, host: str, console: Con
         name: a run, a model's folder or Hub id, or None for the newest run.
 
     Raises:
-        UserError: the port is taken, or there is nothing of that name.
+        UserError: the port is taken, or neither a run nor a model has that name.
     """
     arguments = ["--storage", storage, "--host", host]
     if name is None or (Path(storage) / name).is_dir() or (Path(name) / "run.json").is_file():
         if name is not None or list_runs(storage):
             arguments += ["--run", str(open_run(name, storage).folder)]
     else:
+        _check_model(name, storage)
         arguments += ["--model", name]
     port = _free(host, port)
     console.print(
@@ -34,6 +36,19 @@ def open_page(name: str | None, storage: str, port: int, host: str, console: Con
     # Becomes the page instead of waiting for it: a signal to this process is a signal to the page.
     line = [sys.executable, "-m", "serve.launch", *arguments, "--port", str(port)]
     os.execv(sys.executable, line)
+
+
+def _check_model(name: str, storage: str) -> None:
+    """Refuse what can be neither a run nor a model, before a page opens that could only say so."""
+    if (Path(os.path.expanduser(name)) / "config.json").is_file():
+        return
+    if "/" in name and is_hub_id(name):
+        return
+    runs = ", ".join(run.name for run in list_runs(storage)[:5]) or "none"
+    raise UserError(
+        f"{name!r} is neither a run nor a model: the runs in {storage} are {runs}; a model is a "
+        "folder with a config.json, or a Hub id such as owner/name"
+    )
 
 
 def _free(host: str, port: int) -> int:

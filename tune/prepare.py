@@ -16,6 +16,7 @@ import ray
 
 import trainables.quickstart.judge
 from search_spaces.spec import Spec
+from trainables import judge_file
 from trainables.chat_template import OURS
 from trainables.errors import UserError
 from trainables.hub import snapshot
@@ -98,7 +99,10 @@ def recorded(spec: Spec, record: Record) -> Preparation | None:
     if any(damage(folder) is not None for folder in folders.values()):
         return None
     sft = folders.get("sft")
-    model = sft / "model" if sft else Path(record.info["model"]["folder"])
+    base = (record.info.get("model") or {}).get("folder")
+    model = sft / "model" if sft else Path(base or "")
+    if not {"data", "reference", "answers"} <= folders.keys() or not (sft or base):
+        return None  # run.json has been written anew, without them
     if not model.is_dir():
         return None
     meta = json.loads((folders["answers"] / META).read_text(encoding="utf-8"))
@@ -411,6 +415,7 @@ def _judge_content(judge: str | None) -> object:
         return checksum(Path(inspect.getfile(trainables.quickstart.judge)))
     local = Path(judge).expanduser()
     if local.is_file():
+        judge_file.check(judge)
         return checksum(local)
     folder, commit = snapshot(judge)
     return commit or _contents(folder, MODEL_FILES)

@@ -6,6 +6,7 @@ every measure and decision, before anything acts on it.
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import time
@@ -28,6 +29,8 @@ from trainables.report import Report
 from trainables.store import json_text, write_bytes, write_json, write_text
 
 FORMAT = 1
+NAME = re.compile(r"[^\W_][\w.-]{0,99}")  # of a run: a word to type, wherever commands name it
+TAKEN_NAMES = ("prepared", "latest")  # a folder beside the runs, and the word for the newest run
 LOCK = ".driver.lock"  # held by the process that drives the run, and by nobody once it is gone
 Verdict = Literal["continue", "stop", "complete", "infeasible"]
 REPORTED_VERSIONS = (
@@ -61,11 +64,45 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the complete lines of a JSON-lines file;
 
     a last line cut short by a crash does not count.
+
+    Raises:
+        UserError: another line is no JSON object.
     """
     if not path.exists():
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines() if line]
+    # Not `splitlines`: what a model writes may hold U+2028, at which that would split it.
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    lines = []
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        try:
+            value = json.loads(line) if line.strip() else {}
+        except ValueError as error:
+            raise damaged_line(path, number) from error
+        if not isinstance(value, dict):
+            raise damaged_line(path, number)
+        lines += [value] if value else []
+    return lines
+
+
+def damaged_line(path: Path, number: int) -> UserError:
+    """Say that a file of the run cannot be gone on from."""
+    return UserError(f"{path} is damaged at line {number}: restore it from a copy")
+
+
+def read_decisions(folder: Path) -> list[Decision]:
+    """Return a run's rung decisions, in order.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    path = folder / "decisions.jsonl"
+    decisions = []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            decisions.append(Decision(**line))
+        except TypeError as error:  # a key too many or too few
+            raise damaged_line(path, number) from error
+    return decisions
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
@@ -97,8 +134,15 @@ def create(spec: Spec, label: str, exact: bool, command: str) -> "Record":
         UserError: there is a run of that name, or the storage cannot be written.
     """
     storage = Path(spec.storage)
-    if Path(label).name != label or label in ("", ".", "..", "prepared"):
-        raise UserError(f"--name {label!r}: a run's name is one plain folder name")
+    if not NAME.fullmatch(label) or (exact and label in TAKEN_NAMES):
+        raise UserError(
+            f"--name {label!r}: a run's name is one plain folder name of at most 100 letters, "
+            f"digits, `-`, `_` and `.`, begins with none of the signs, and is not "
+            f"{' or '.join(TAKEN_NAMES)}"
+            if exact
+            else f"{label!r} cannot be a run's name, which is letters, digits, `-`, `_` and `.`: "
+            "give one with --name"
+        )
     candidates = [label]
     if not exact:
         stem = f"{label}-{datetime.now():%m%d-%H%M%S}"
@@ -211,12 +255,17 @@ class Record:
         self.folder = folder
         self.lock = lock
         drop_partial_line(folder / "decisions.jsonl")
-        self.decisions = [Decision(**line) for line in read_lines(folder / "decisions.jsonl")]
+        self.decisions = read_decisions(folder)
 
     @property
     def info(self) -> dict[str, Any]:
         """What `run.json` says now."""
         return _info(self.folder)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds that each stage has taken so far."""
+        return dict(self.info.get("seconds") or {})
 
     def update(self, **facts: Any) -> None:
         """Change keys of `run.json`."""
@@ -232,7 +281,7 @@ class Record:
         try:
             yield
         finally:
-            seconds = dict(self.info.get("seconds", {}))
+            seconds = self.seconds
             seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - started, 1)
             self.update(seconds=seconds)
 

@@ -12,8 +12,10 @@ from results.run import Run, open_run
 from search_spaces.spec import Spec, load
 from trainables.errors import UserError
 from trainables.store import write_text
-from tune.record import Record, claim
+from tune.record import FORMAT, Record, claim
 from tune.search import STOP
+
+MOST_TRIALS = 1_000_000  # to add at once; more is a slip of the keyboard
 
 
 def reopened(
@@ -54,15 +56,36 @@ def _reopened(run: Run, trials: str | None, console: Console) -> tuple[Spec, Rec
             markup=False,
         )
         return None
-    if trials is not None:
-        more = _count(trials)
+    more = 0 if trials is None else _count(trials)
+    record = Record(run.folder, lock)
+    _check_journal(run, record)
+    if more:
         search = spec.search.model_copy(update={"trials": spec.trials + more})
         spec = spec.model_copy(update={"search": search})
         write_text(path, spec.to_yaml())
     (run.folder / STOP).unlink(missing_ok=True)
-    record = Record(run.folder, lock)
-    record.update(pid=os.getpid(), host=socket.gethostname(), error=None)
+    known = {"format": FORMAT, "name": run.name, **record.info}  # run.json may have been lost
+    record.update(**{**known, "pid": os.getpid(), "host": socket.gethostname(), "error": None})
     return spec, record
+
+
+def _check_journal(run: Run, record: Record) -> None:
+    """Refuse a journal that the search could not go on from, before anything is started.
+
+    Raises:
+        UserError: it is damaged, or gone although decisions have been made.
+    """
+    path = run.folder / "study.journal"
+    if run.damaged_journal_line is not None:
+        raise UserError(
+            f"{path} is damaged at line {run.damaged_journal_line}: restore it from a copy, or cut "
+            "the file off before that line to go on from what stands above it"
+        )
+    if record.decisions and not run.trials():
+        raise UserError(
+            f"{path} holds no trials, and decisions.jsonl beside it tells of some: restore it from "
+            "a copy, or start a new run"
+        )
 
 
 def _count(trials: str) -> int:
@@ -70,8 +93,11 @@ def _count(trials: str) -> int:
         more = int(trials)
     except ValueError:
         more = 0
-    if more < 1:
-        raise UserError(f"--trials {trials}: how many to add is a whole number, such as +10")
+    if not 1 <= more <= MOST_TRIALS:
+        raise UserError(
+            f"--trials {trials}: how many to add is a whole number up to {MOST_TRIALS:,}, such as "
+            "+10"
+        )
     return more
 
 
@@ -83,7 +109,10 @@ def request_stop(name: str | None, storage: str, console: Console) -> None:
     """
     run: Run = open_run(name, storage)
     if not run.active:
-        raise UserError(f"run {run.name} is not going on: its state is {run.state!r}")
+        raise UserError(
+            f"run {run.name} is not going on, so there is nothing to stop: its state is "
+            f"{run.state!r}"
+        )
     write_text(run.folder / STOP, "")
     console.print(
         f"Run {run.name} ends after its next rungs; the finalists so far are verified then.",

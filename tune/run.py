@@ -101,7 +101,7 @@ def _stages(
         say(f"taken from run {earlier.name}: {taken['taken']} trials, {taken['left_out']} left out")
     sent = ship(cluster, [*prepared.files(), *judge_files(spec)])
     record.update(state="searching")
-    minutes, spent = spec.search.minutes, record.info["seconds"].get("search", 0.0)
+    minutes, spent = spec.search.minutes, record.seconds.get("search", 0.0)
     if minutes is not None and spent >= 60 * minutes:
         say(f"search.minutes ({minutes:g}) are used up: no more trials, only verification")
     each = share(spec, cluster, prepared.search, sent)

@@ -176,7 +176,7 @@ def _train(
     each = share(job.spec, cluster, prepared.search, sent)
     _drop_damaged(job.home, say)
     if not _seen(job.home):  # the seconds are those of another winner's training
-        seconds = {k: v for k, v in record.info["seconds"].items() if k != "train"}
+        seconds = {k: v for k, v in record.seconds.items() if k != "train"}
         record.update(seconds=seconds)
     job.home.mkdir(parents=True, exist_ok=True)
     say(
@@ -189,7 +189,7 @@ def _train(
     record.log(job.number, (log.read_text(encoding="utf-8") if log.exists() else "") + report.log)
     log.unlink(missing_ok=True)
     measured = _on_test_split(job, prepared, report, run)
-    full = _compared(job, measured, record.info["seconds"]["train"])
+    full = _compared(job, measured, record.seconds["train"])
     checkpoint = newest(job.home)
     if checkpoint is None:
         raise UserError(

@@ -249,9 +249,15 @@ def _load(folder: Path, job: tuple[int, int | None]) -> Measured | None:
     path = _path(folder, job)
     if not path.exists():
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    gains, scores = (np.array(stored[name], dtype=float) for name in ("gains", "scores"))
-    return Measured(stored["measures"], gains, scores)  # null is NaN
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        gains, scores = (np.array(stored[name], dtype=float) for name in ("gains", "scores"))
+        return Measured(dict(stored["measures"]), gains, scores)  # null is NaN
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged: restore it from a copy; or remove it, and `preftune resume` "
+            "measures that model again"
+        ) from error
 
 
 def resampled(gains: np.ndarray, seed: int) -> np.ndarray:

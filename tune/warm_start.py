@@ -10,13 +10,14 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from results.errors import UserError as ResultsError
 from results.journal import open_study
 from results.run import Run, open_run
 from search_spaces.sampling import decode, distributions, encode
 from search_spaces.spec import Spec, load
 from trainables.errors import UserError
 from trainables.store import META, damage
-from tune.record import Decision, Record, read_lines
+from tune.record import Record, read_decisions
 from tune.search import TRIAL
 from tune.searcher import TAKEN_FROM, Study
 
@@ -24,19 +25,43 @@ from tune.searcher import TAKEN_FROM, Study
 SECTIONS = ("model", "revision", "dataset", "sft", "judge", "objective", "evaluation", "budget")
 
 
+def settled(spec: Spec) -> Spec:
+    """Return the search with `search.warm_start` as the folder that it means now.
+
+    Before the search's own run exists, which would be `latest`, and would stand among the runs
+    that there are.
+
+    Raises:
+        UserError: as `_usable` raises it.
+    """
+    if spec.search.warm_start is None:
+        return spec
+    folder = _usable(spec, spec.search.warm_start).folder
+    search = spec.search.model_copy(update={"warm_start": str(folder)})
+    return spec.model_copy(update={"search": search})
+
+
 def earlier_run(spec: Spec, record: Record) -> Run | None:
     """Return the run to take trials from, or None where none is asked for or it is done already.
+
+    Raises:
+        UserError: as `_usable` raises it.
+    """
+    name = spec.search.warm_start
+    return None if name is None or record.info.get("warm_start") else _usable(spec, name)
+
+
+def _usable(spec: Spec, name: str) -> Run:
+    """Open the run to take trials from.
 
     Raises:
         UserError: there is no such run, it is still going on, or what it measured is not what this
             search measures.
     """
-    name = spec.search.warm_start
-    if name is None or record.info.get("warm_start"):
-        return None
-    run = open_run(name, spec.storage)
-    if run.folder == record.folder.resolve():
-        raise UserError(f"search.warm_start: {name!r} is this run itself; name an earlier one")
+    try:
+        run = open_run(name, spec.storage)
+    except ResultsError as error:
+        raise UserError(f"search.warm_start: {error}") from error
     if run.active:
         raise UserError(
             f"search.warm_start: run {run.name} is going on; wait for its end, or end it with "
@@ -119,7 +144,7 @@ def warm_study(spec: Spec, record: Record, run: Run) -> Study:
         target = record.trial_folder(new)
         if (run.trial_folder(old)).is_dir():
             shutil.copytree(run.trial_folder(old), target, dirs_exist_ok=True)
-    theirs = [Decision(**line) for line in read_lines(run.folder / "decisions.jsonl")]
+    theirs = read_decisions(run.folder)
     record.take_over(
         [replace(one, trial=numbers[one.trial]) for one in theirs if one.trial in numbers]
     )

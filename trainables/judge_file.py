@@ -1,0 +1,59 @@
+"""What a judge's .py file can be refused for without running it, before anything is started."""
+
+import ast
+from pathlib import Path
+
+from trainables.errors import UserError
+
+NEEDED = "it needs `def judge(prompts: list[str], answers: list[str]) -> list[float]`"
+
+
+def check(path: str) -> None:
+    """Read a judge's file.
+
+    Raises:
+        UserError: it cannot be read, it is no Python, or it defines no `judge` of two arguments.
+    """
+    file = Path(path).expanduser()
+    if file.suffix != ".py":
+        raise UserError(
+            f"The judge `{path}` is neither a .py file nor the folder of a reward model: name one "
+            "of them, a Hub id or `quickstart`."
+        )
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError as error:
+        raise UserError(
+            f"The judge `{path}` is no Python (line {error.lineno}: {error.msg}): mend it."
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: NUL bytes
+        raise UserError(f"The judge `{path}` cannot be read ({error}): mend it.") from error
+    if not any(_binds(node) for node in ast.walk(tree)):
+        raise UserError(f"The judge `{path}` defines no function `judge`: {NEEDED}.")
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "judge" and not _takes_two(node):
+            raise UserError(
+                f"The judge `{path}` cannot be called with prompts and answers (line "
+                f"{node.lineno}: judge({ast.unparse(node.args)})): {NEEDED}."
+            )
+
+
+def _binds(node: ast.AST) -> bool:
+    """Tell whether a node may give `judge` a meaning: a definition, an assignment, an import."""
+    match node:
+        case ast.FunctionDef(name="judge") | ast.ClassDef(name="judge"):
+            return True
+        case ast.Name(id="judge", ctx=ast.Store()):
+            return True
+        case ast.alias(name=name, asname=asname):
+            return (asname or name) in ("judge", "*")
+    return False
+
+
+def _takes_two(function: ast.FunctionDef) -> bool:
+    if function.decorator_list:
+        return True  # a decorator may give it other arguments
+    a = function.args
+    positional = len(a.posonlyargs) + len(a.args)
+    enough = positional >= 2 or a.vararg is not None
+    return enough and positional - len(a.defaults) <= 2 and None not in a.kw_defaults
