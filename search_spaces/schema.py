@@ -126,7 +126,7 @@ class Spec(_Section):
     storage: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
         default="runs", min_length=1
     )
-    checkpoints: str | None = None
+    checkpoints: Annotated[str, AfterValidator(os.path.expanduser)] | None = None
     trackers: list[str] = []
 
     @property
