@@ -24,13 +24,16 @@ from tune.record import Record, resume_command
 
 TRIAL = "trial_"  # Ray's name of a trial is this and its number
 OWN = "tune"  # of the run folder, where `checkpoints` names no other place
+# A server that hangs is given up after so many seconds, so often; pyarrow's own defaults come to
+# a minute and a half for S3, and a quarter of an hour for Google's.
+SILENCE, ATTEMPTS = 10, 3
 
 
 class NotReached(UserError):
     """Checkpoints cannot be listed, read or written where they are."""
 
 
-class _S3(fs.S3FileSystem):  # type: ignore[misc]
+class _S3(fs.S3FileSystem):
     """Goes to Ray's workers, and into Ray's own files, as its URI.
 
     So each process takes the credentials from its own environment, and the time-outs, which
@@ -43,23 +46,22 @@ class _S3(fs.S3FileSystem):  # type: ignore[misc]
         return _s3, (self.uri,)
 
 
-def _s3(uri: str) -> _S3:
+def _s3(uri: str, attempts: int = ATTEMPTS) -> _S3:
     found, _ = fs.FileSystem.from_uri(uri)
     options = found.__reduce__()[1][0]  # all that the URI and AWS_ENDPOINT_URL say
-    # A server that hangs is given up after half a minute; without these it takes minutes.
-    patience = fs.AwsStandardS3RetryStrategy(max_attempts=3)
-    ours = {"connect_timeout": 5, "request_timeout": 10, "retry_strategy": patience}
+    patience = fs.AwsStandardS3RetryStrategy(max_attempts=attempts)
+    ours = {"connect_timeout": 5, "request_timeout": SILENCE, "retry_strategy": patience}
     made = _S3(**{**options, **ours})
     made.uri = uri
     return made
 
 
-def _file_system(place: str) -> tuple[fs.FileSystem, str]:
+def _file_system(place: str, attempts: int = ATTEMPTS) -> tuple[fs.FileSystem, str]:
     """Return pyarrow's file system for an absolute path or a URI, and the path on it."""
-    if urlsplit(place).scheme == "gs" and "retry_limit_seconds" not in place:
-        place += ("&" if "?" in place else "?") + "retry_limit_seconds=30"  # instead of 15 minutes
+    if urlsplit(place).scheme in ("gs", "gcs") and "retry_limit_seconds" not in place:
+        place += ("&" if "?" in place else "?") + f"retry_limit_seconds={attempts * SILENCE}"
     found, path = fs.FileSystem.from_uri(place)
-    return (_s3(place) if isinstance(found, fs.S3FileSystem) else found), path
+    return (_s3(place, attempts) if isinstance(found, fs.S3FileSystem) else found), path
 
 
 def below(place: str, path: str) -> str:
@@ -90,17 +92,19 @@ def settle(spec: Spec, record: Record) -> None:
     place = noted or below(spec.checkpoints, record.folder.name)
     try:
         with _reaching(place):
-            files, root = _file_system(place)
+            files, root = _file_system(place, attempts=1)
             everything = fs.FileSelector(root, allow_not_found=True, recursive=True)
             held = [] if noted else [i for i in files.get_file_info(everything) if i.is_file]
             files.create_dir(root)
             _probe(files, f"{root}/.probe-{uuid4().hex}")
     except NotReached as error:
-        raise UserError(
-            f"{error}: let there be such a bucket or folder, at the endpoint that the URI or "
-            "AWS_ENDPOINT_URL names, in which the credentials of this environment may list, read, "
-            f"write and delete, then {go_on}"
-        ) from error
+        way = (
+            "see that the bucket is there, that its endpoint is what AWS_ENDPOINT_URL or the URI "
+            "says, and that the credentials in the environment may list, read, write and delete"
+            if "://" in place
+            else "see that it is a folder in which you may write"
+        )
+        raise UserError(f"{error}: {way}, then {go_on}") from error
     if held:
         raise UserError(
             f"{place} holds {len(held)} files of another run called {record.folder.name!r}: choose "
@@ -133,7 +137,7 @@ def said(error: BaseException) -> str:
     first = str(error).strip().partition("\n")[0]
     name, _, told = first.rpartition("AWS Error ")[2].partition(" operation: ")
     if not told:
-        return storage_fault(error) or first
+        return storage_fault(error) or first.partition(" To create buckets")[0].rstrip(".")
     # `ACCESS_DENIED during PutObject operation: Access Denied. (Request ID: ...)`
     told = told.rpartition("Details: ")[2].partition(" (Request ID")[0]
     return f"{name.partition(' ')[0]}: {told.rstrip('.')}"

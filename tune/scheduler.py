@@ -110,6 +110,8 @@ class RungScheduler(DriverOnly, FIFOScheduler):
             return
         self.study.note(number, restarts=min(deaths, allowed))
         if deaths > allowed:
+            # Ray counts a checkpoint that cannot be fetched as a death: ask whether any can.
+            self.checkpoints.attempts()
             cause = f"its process died {deaths} times, the last time because {_last_words(trial)}"
             self.study.tell(number, "error", cause)
 

@@ -65,9 +65,7 @@ def run_trial(config: dict[str, Any], shared: Shared) -> None:
         try:
             ray.tune.report(told, checkpoint=checkpoint)
         except Exception as error:
-            place = (
-                f"in {spec.checkpoints}" if spec.checkpoints else f"the storage {spec.storage!r}"
-            )
+            place = spec.checkpoints or f"the storage {spec.storage!r}"
             raise NotReached(
                 f"a checkpoint cannot be kept in {place} from node {host()} ({said(error)})"
             ) from error
