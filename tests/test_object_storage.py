@@ -22,8 +22,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial
 from pyarrow import fs
 from run_folder import write_model, write_run
-from searching import lines, preftune, start, wait_for
-from test_search import TINY, story
+from searching import lines, preftune, start, story, wait_for
+from test_search import TINY
 
 from results.errors import UserError as ResultsError
 from results.hub import push
@@ -37,7 +37,7 @@ from tune.record import Record, create
 SECRET = "planted+secret/key"
 MOTO = Path(sys.prefix) / "moto" / "bin" / "moto_server"
 pytestmark = [
-    pytest.mark.skipif(not MOTO.exists(), reason="`make install` brings the S3 server"),
+    pytest.mark.skipif(not MOTO.exists(), reason="`make test` brings the S3 server"),
     pytest.mark.timeout(600),
 ]
 
@@ -124,16 +124,11 @@ def settled(tmp_path: Path, name: str, checkpoints: str) -> Record:
 
 
 def stored(checkpoints: Checkpoints, path: str, folder: Path) -> str:
-    """Write a checkpoint as a trial and Ray do; return its name."""
+    """Write a checkpoint as a trial does; return its name."""
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights of " + path.encode())
     seal(folder, step=3)
-    target = f"{checkpoints.root}/{path}"
-    checkpoints.file_system.create_dir(target)
-    fs.copy_files(
-        str(folder), target, destination_filesystem=checkpoints.file_system, use_threads=False
-    )
-    return checkpoints.name(target)
+    return checkpoints.add(folder, path)
 
 
 @pytest.mark.parametrize("query", ["", "?region=eu-north-1"])
@@ -367,19 +362,23 @@ def test_search_in_a_bucket_is_the_one_on_disk(
 
 
 @pytest.mark.chaos
-def test_earlier_run_s_checkpoints_serve_a_warm_start(in_bucket: Run, place: Path) -> None:
+def test_warm_start_takes_its_weights_from_bucket_to_bucket(
+    server: Server, in_bucket: Run, place: Path
+) -> None:
     """No trial of its own: what it verifies and hands over are the earlier run's."""
     sets = ("--set", "search.warm_start=remote", "--set", "search.minutes=1e-9")
-    preftune(place, "run", "tiny.yaml", "--name", "warm", *sets)
+    preftune(place, "run", "tiny.yaml", "--name", "warm", *sets, *IN_BUCKET)
     warm = open_run(place / "runs" / "warm")
-    places = {trial.attrs["checkpoint"] for trial in warm.trials() if "checkpoint" in trial.attrs}
     verdict = in_bucket.verdict()
     assert verdict is not None
-    finalists = [in_bucket.trial(f["number"]) for f in verdict["finalists"]]
-    assert places == {f.attrs["checkpoint"] for f in finalists}
-    assert (warm.folder / "best" / "model.safetensors").read_bytes() == (
-        in_bucket.folder / "best" / "model.safetensors"
-    ).read_bytes()
+    ours = {
+        f"s3://bucket/of/searches/warm/warm_start/trial_{f['number']:04d}/checkpoint_000000"
+        for f in verdict["finalists"]
+    }
+    assert ours == {t.attrs["checkpoint"] for t in warm.trials() if "checkpoint" in t.attrs}
+    assert weights(server, "warm") == ours
+    best = (warm.folder / "best" / "model.safetensors").read_bytes()
+    assert best == (in_bucket.folder / "best" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.chaos

@@ -244,7 +244,7 @@ class Checkpoints:
 
 
 def _link(folder: Path, target: Path) -> None:
-    """Copy a folder; by hard links where the file system has them, so that nothing is held twice."""
+    """Copy a folder; by hard links where there are any, so that nothing is held twice."""
     shutil.rmtree(target, ignore_errors=True)  # half a copy, of a driver that was killed
     try:
         shutil.copytree(folder, target, copy_function=os.link)
