@@ -36,8 +36,8 @@ class NotReached(UserError):
 class _S3(fs.S3FileSystem):
     """Goes to Ray's workers, and into Ray's own files, as its URI.
 
-    So each process takes the credentials from its own environment, and the time-outs, which
-    pyarrow's own way of pickling leaves out, go along.
+    So each process takes the credentials from its own environment, and the limit on retries, which
+    pyarrow's own way of pickling leaves out, goes along.
     """
 
     uri: str
@@ -227,7 +227,8 @@ class Checkpoints:
     def attempts(self) -> int:
         """Return how many Tuners have written here."""
         with _reaching(self.place):
-            return len(self.file_system.get_file_info(fs.FileSelector(self.root, True)))
+            here = fs.FileSelector(self.root, allow_not_found=True)
+            return len(self.file_system.get_file_info(here))
 
     def remove(self, unwanted: Callable[[int, str], bool]) -> None:
         """Remove the checkpoints that are unwanted, by their trial's number and their name."""
