@@ -17,17 +17,23 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# moto's S3 server, which the tests start; why it is apart stands in tests/moto.txt.
+.venv/moto/installed: tests/moto.txt | .venv/installed
+	$(PYTHON) -m venv .venv/moto
+	.venv/moto/bin/python -m pip install --quiet --requirement tests/moto.txt
+	@touch $@
+
 demo: install
 	$(BIN)/preftune run quickstart
 
 chat: install
 	$(BIN)/preftune chat
 
-test: install
+test: install .venv/moto/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu and not network and not chaos'
 
 # Whole searches whose processes, nodes and disks are taken away: minutes more than `make test` has.
-chaos: install
+chaos: install .venv/moto/installed
 	$(BIN)/python -m pytest -n 2 --dist load -m chaos
 
 # What only a CUDA device can show: NaN in sampling, random state, bf16, memory.

@@ -23,6 +23,7 @@ from bench.curves import CURVES
 from search_spaces.sampling import distributions
 from search_spaces.spec import Spec, load
 from trainables.report import Report
+from tune.checkpoints import Checkpoints
 from tune.record import Record, read_lines
 from tune.scheduler import RungScheduler, goes_on
 from tune.searcher import Study
@@ -92,7 +93,9 @@ def our_search(curves: Curves, seed: int, sampler: str, scheduler: str) -> Itera
     spec = load("quickstart", [*SPACE, f"search.seed={seed}", *overrides])
     with tempfile.TemporaryDirectory() as folder:
         study, record = Study(spec, Path(folder)), Record(Path(folder))
-        rungs = RungScheduler(spec, study, record, lambda: None, lambda decision: None)
+        rungs = RungScheduler(
+            spec, study, record, Checkpoints(record), lambda: None, lambda decision: None
+        )
         lines, pairs = [], 0
         for _ in range(MOST):
             number, params = study.ask()

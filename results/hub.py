@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -84,21 +86,22 @@ def push(
     if not folder:
         _check_name(repo_or_folder)
     texts = published_texts(run, trial, None if folder else repo_or_folder)
-    sources = _sources(run, chosen.number)
-    files = {name: path.stat().st_size for name, path in sources.items()}
-    files |= {name: len(text.encode()) for name, text in texts.items()}
-    files = dict(sorted(files.items()))
-    if folder:
-        target = Path(repo_or_folder).expanduser().resolve()
-        _check_folder(target)
-        if not dry_run:
-            _copy(sources, texts, target)
-        return PushResult(str(target), files, None, dry_run, chosen.number)
-    if dry_run:
-        return PushResult(repo_or_folder, files, None, True, chosen.number)
-    message = f"Publish trial {chosen.number} of preftune run {run.name}"
-    url, commit = _upload(repo_or_folder, sources, texts, message, private, token, endpoint)
-    return PushResult(url, files, commit, False, chosen.number)
+    with _weights(run, chosen.number) as weights:
+        sources = _sources(run, chosen.number, weights)
+        files = {name: path.stat().st_size for name, path in sources.items()}
+        files |= {name: len(text.encode()) for name, text in texts.items()}
+        files = dict(sorted(files.items()))
+        if folder:
+            target = Path(repo_or_folder).expanduser().resolve()
+            _check_folder(target)
+            if not dry_run:
+                _copy(sources, texts, target)
+            return PushResult(str(target), files, None, dry_run, chosen.number)
+        if dry_run:
+            return PushResult(repo_or_folder, files, None, True, chosen.number)
+        message = f"Publish trial {chosen.number} of preftune run {run.name}"
+        url, commit = _upload(repo_or_folder, sources, texts, message, private, token, endpoint)
+        return PushResult(url, files, commit, False, chosen.number)
 
 
 def is_folder(repo_or_folder: str) -> bool:
@@ -124,14 +127,41 @@ def _check_name(repo: str) -> None:
         ) from error
 
 
-def _sources(run: Run, trial: int) -> dict[str, Path]:
-    """Files to copy as they are: file name -> path, of the allowed kinds only."""
+@contextmanager
+def _weights(run: Run, trial: int) -> Iterator[Path]:
+    """Give the folder with a trial's weights; from object storage, a copy for as long as it lasts.
+
+    Raises:
+        UserError: they cannot be fetched.
+    """
     if trial == (run.verdict() or {}).get("winner") and run.best is not None:
-        weights = run.best
-    else:
-        kept = run.trial(trial).attrs.get("checkpoint")
-        weights = Path(str(kept)) if kept else run.trial_folder(trial) / "checkpoint"
-        weights = weights if weights.is_absolute() else run.folder / weights
+        yield run.best
+        return
+    kept = str(run.trial(trial).attrs.get("checkpoint") or run.trial_folder(trial) / "checkpoint")
+    if "://" not in kept:
+        yield run.folder / kept
+        return
+    from pyarrow import ArrowException, fs
+
+    with tempfile.TemporaryDirectory(prefix="preftune-push-") as folder:
+        try:
+            files, path = fs.FileSystem.from_uri(kept)
+            fs.copy_files(path, folder, source_filesystem=files)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"Trial {trial} of run {run.name} cannot be published: {kept} is gone. Weights are "
+                "kept of the best few trials only."
+            ) from error
+        except (OSError, ArrowException) as error:
+            raise UserError(
+                f"The weights of trial {trial} of run {run.name} cannot be fetched from {kept} "
+                f"({error}); check the endpoint and the credentials in the environment."
+            ) from error
+        yield Path(folder)
+
+
+def _sources(run: Run, trial: int, weights: Path) -> dict[str, Path]:
+    """Files to copy as they are: file name -> path, of the allowed kinds only."""
     found: dict[str, Path] = {}
     for home in (run.reference_tokenizer(), weights):  # the weights' own tokenizer goes first
         if home is not None and home.is_dir():

@@ -1,7 +1,10 @@
 """What has to hold between the keys of a search."""
 
 import math
+import os.path
+import re
 from collections.abc import Callable, Collection, Iterator
+from urllib.parse import unquote, urlsplit
 
 from search_spaces import objective
 from search_spaces.problems import ABSENT, Problem, nearest
@@ -9,6 +12,8 @@ from search_spaces.reading import is_local, location_problem
 from search_spaces.schema import Spec
 
 MAX_GRID = 10_000  # a grid is enqueued as a whole
+OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")  # of `pyarrow.fs`, by URI
+SECRET = re.compile(r"(key|secret|token|password|sig)[^=&]*=", re.IGNORECASE)
 
 
 def _space(spec: Spec) -> Iterator[Problem]:
@@ -42,7 +47,6 @@ def _revisions(spec: Spec) -> Iterator[Problem]:
 def _not_yet(spec: Spec) -> Iterator[Problem]:
     for key, value in (
         ("trackers", spec.trackers),
-        ("checkpoints", spec.checkpoints),
         ("resources.label", spec.resources.label),
     ):
         if value not in (None, []):
@@ -56,6 +60,29 @@ def _storage(spec: Spec) -> Iterator[Problem]:
             spec.storage,
             "run folders live on the driver's own file system; name a folder",
         )
+
+
+def _checkpoints(spec: Spec) -> Iterator[Problem]:
+    place = spec.checkpoints
+    if place is None:
+        return
+    found = urlsplit(place)
+    # `//user:secret@`, also in an endpoint in the query, which is itself a URI.
+    if re.search(r"//[^/?@]*:.*@", unquote(place)) or SECRET.search(found.query):
+        yield Problem(
+            "checkpoints",
+            f"{found.scheme}://...",  # a refusal may end up in a log
+            "a spec is no place for credentials; leave them out and set them in the environment, "
+            "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
+    elif "://" in place and found.scheme not in OBJECT_STORES:
+        reason = f"no file system of pyarrow is called so; {nearest(found.scheme, OBJECT_STORES)}"
+        yield Problem("checkpoints", place, reason)
+    elif "://" in place and not found.netloc and found.scheme != "file":
+        yield Problem("checkpoints", place, "it names no bucket; write s3://bucket/path")
+    elif "://" not in place and not os.path.isabs(place):
+        reason = "neither a URI nor an absolute path; write s3://bucket/path, or start it with /"
+        yield Problem("checkpoints", place, reason)
 
 
 def _evaluation(spec: Spec) -> Iterator[Problem]:
@@ -136,6 +163,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Spec], Iterator[Problem]]], ...] 
     (("model", "dataset.path"), _revisions),
     ((), _not_yet),
     (("storage",), _storage),
+    (("checkpoints",), _checkpoints),
     (("evaluation.prompts", "dataset.validation_pairs"), _evaluation),
     (("objective", "judge"), _objective),
     (("budget", "search.rungs", "search.scheduler"), _rungs),

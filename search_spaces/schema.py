@@ -131,7 +131,7 @@ class Spec(_Section):
     resources: Resources = Resources()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     storage: Annotated[str, AfterValidator(_storage)] = "runs"
-    checkpoints: str | None = None
+    checkpoints: Annotated[str, AfterValidator(_storage)] | None = None
     trackers: list[str] = []
 
     @property

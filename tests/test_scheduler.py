@@ -12,6 +12,7 @@ from search_spaces.spec import Spec, validate
 from trainables.errors import UserError
 from trainables.report import Report
 from trainables.store import build_once, checksum, write_text
+from tune.checkpoints import Checkpoints
 from tune.prepare import recorded
 from tune.record import Record, create
 from tune.run import _sentence
@@ -66,7 +67,12 @@ class Desk:
         self.study = Study(spec, self.record.folder)
         self.over: str | None = None
         self.scheduler = RungScheduler(
-            spec, self.study, self.record, lambda: self.over, lambda decision: None
+            spec,
+            self.study,
+            self.record,
+            Checkpoints(self.record),
+            lambda: self.over,
+            lambda decision: None,
         )
 
     def rung(self, number: int, rung: int, win_rate: float | None, kl: float = 1.0) -> bool:
@@ -247,10 +253,10 @@ def test_kept_weights_are_found_after_the_run_folder_moved(spec: Spec, tmp_path:
     link = tmp_path / "link"
     link.symlink_to(moved)
     study = Study(spec, link)
-    keep_weights(spec, study, running=False)
+    keep_weights(spec, study, Checkpoints(Record(link)), running=False)
     kept = study.checkpoint(number)
-    assert kept is not None and kept.is_dir()
-    assert [path.name for path in kept.parent.iterdir()] == ["checkpoint_000001"]
+    assert kept is not None and Path(kept).is_dir()
+    assert [path.name for path in Path(kept).parent.iterdir()] == ["checkpoint_000001"]
 
 
 def test_errors_of_tasks_are_told_in_their_own_words(tmp_path: Path) -> None:

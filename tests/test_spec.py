@@ -84,7 +84,13 @@ REFUSED = [
     ("storage=s3://bucket/runs", "storage", ["driver's own file system"]),
     # not yet
     ("trackers=[wandb]", "trackers", ["not yet supported", "leave it out"]),
-    ("checkpoints=s3://bucket", "checkpoints", ["not yet supported"]),
+    # places of checkpoints
+    ("checkpoints=s3://AKIA:hidden@bucket/x", "checkpoints", ["\"s3://...\"", "no place for credentials", "AWS_SECRET_ACCESS_KEY"]),
+    ("checkpoints=s3://bucket/x?access_key=a&secret_key=hidden", "checkpoints", ["\"s3://...\"", "environment"]),
+    ("checkpoints=s3://bucket/x?endpoint_override=http%3A%2F%2Fme%3Ahidden%40host", "checkpoints", ["no place for credentials"]),
+    ("checkpoints=s4://bucket/x", "checkpoints", ["`s3`"]),
+    ("checkpoints=s3:///x", "checkpoints", ["names no bucket"]),
+    ("checkpoints=somewhere/else", "checkpoints", ["absolute path"]),
     ("resources.label=a100", "resources.label", ["not yet supported"]),
     # places
     ("model=./nowhere", "model", ["no such file or folder"]),
@@ -240,7 +246,7 @@ def test_every_refusal_names_the_key_and_the_way_out(
     problems = problems_of(base, override)
     assert [problem.key for problem in problems] == [key], problems
     line = str(problems[0])
-    assert "\n" not in line
+    assert "\n" not in line and "hidden" not in line
     for fragment in fragments:
         assert fragment in line
 

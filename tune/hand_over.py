@@ -14,27 +14,29 @@ from search_spaces.spec import Spec
 from trainables.errors import UserError
 from trainables.prepared import Prepared
 from trainables.store import damage, write_text
+from tune.checkpoints import opened
 from tune.record import Record, resume_command
 
 WEIGHTS = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 
 
-def hand_over(spec: Spec, record: Record, prepared: Prepared, checkpoint: Path) -> None:
+def hand_over(spec: Spec, record: Record, prepared: Prepared, checkpoint: str) -> None:
     """Make `best/` from the winner's checkpoint.
 
     Args:
-        checkpoint: the winner's last one.
+        checkpoint: path or URI of the winner's last one.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        UserError: the checkpoint is damaged, or cannot be fetched.
     """
-    if (found := damage(checkpoint)) is not None:
-        raise UserError(
-            f"the winner's checkpoint is damaged ({found}), so there is no `best/`: verify the "
-            f"other finalists with `{resume_command(record.folder)}`"
-        )
-    texts = published_texts(open_run(record.folder))
-    model_folder(spec, record.folder / "best", prepared, checkpoint, texts)
+    with opened(checkpoint) as folder:
+        if (found := damage(folder)) is not None:
+            raise UserError(
+                f"the winner's checkpoint is damaged ({found}), so there is no `best/`: verify the "
+                f"other finalists with `{resume_command(record.folder)}`"
+            )
+        texts = published_texts(open_run(record.folder))
+        model_folder(spec, record.folder / "best", prepared, folder, texts)
 
 
 def model_folder(

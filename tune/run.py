@@ -16,6 +16,7 @@ from search_spaces.problems import SpecError
 from search_spaces.spec import Spec
 from trainables.errors import UserError
 from trainables.store import storage_fault
+from tune.checkpoints import NotReached, settle
 from tune.cluster import Cluster, connected, ship
 from tune.hand_over import hand_over
 from tune.last_words import terminable
@@ -38,6 +39,7 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
     """
     try:
         with terminable():
+            settle(spec, record)
             earlier = earlier_run(spec, record)
             known = recorded(spec, record) or look_up(spec)
             # Ray installs a handler of SIGTERM of its own when it starts.
@@ -59,12 +61,13 @@ def _sentence(error: Exception, folder: Path) -> str | None:
     """Return what to tell the user of an error, or None where it is none that a user can cause."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
         error = error.cause  # Ray's own text of it is a traceback
+    go_on = f"go on with `{resume_command(folder)}`"
+    # Ray passes on what scheduler or searcher raise as an error of its own.
+    told = error.__context__ if isinstance(error, TuneError) else error
+    if isinstance(told, NotReached) or (isinstance(told, UserError) and told is not error):
+        return f"{told}: make room or mend it, then {go_on}"
     if isinstance(error, UserError | ResultsError | SpecError):
         return str(error)
-    go_on = f"go on with `{resume_command(folder)}`"
-    told = error.__context__
-    if isinstance(error, TuneError) and isinstance(told, UserError):  # raised by the scheduler
-        return f"{told}: make room or mend it, then {go_on}"
     if fault := storage_fault(error):
         return (
             f"the storage of {folder} cannot be used ({fault}): make room or mend it, then {go_on}"

@@ -19,6 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from search_spaces.spec import Spec
 from trainables.errors import UserError
 from trainables.report import Report
+from tune.checkpoints import Checkpoints
 from tune.driver_only import DriverOnly
 from tune.record import Decision, Record, Verdict, now
 from tune.searcher import Study
@@ -51,6 +52,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         spec: Spec,
         study: Study,
         record: Record,
+        checkpoints: Checkpoints,
         over: Callable[[], str | None],
         observe: Callable[[Decision], None],
     ) -> None:
@@ -58,6 +60,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         spec: the resolved search.
         study: the journal.
         record: the run folder.
+        checkpoints: the run's.
         over: `stop` or `time` when what runs now has to end at its next rung, else None.
         observe: is called after each decision.
         """
@@ -65,6 +68,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         self.spec = spec
         self.study = study
         self.record = record
+        self.checkpoints = checkpoints
         self.over = over
         self.observe = observe
         self.nominal = spec.rungs_pairs if spec.budget.steps is None else [spec.budget.steps]
@@ -106,6 +110,8 @@ class RungScheduler(DriverOnly, FIFOScheduler):
             return
         self.study.note(number, restarts=min(deaths, allowed))
         if deaths > allowed:
+            # Ray counts a checkpoint that cannot be fetched as a death: ask whether any can.
+            self.checkpoints.attempts()
             cause = f"its process died {deaths} times, the last time because {_last_words(trial)}"
             self.study.tell(number, "error", cause)
 
@@ -120,9 +126,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         name = result.get("checkpoint_dir_name")
         facts = {"device": result["device"], "node": result["node"]}
         if name:
-            # From the run folder on, which may be moved or reached by another path.
-            home = (self.record.folder / "tune").absolute()
-            facts["checkpoint"] = str("tune" / (Path(trial.path) / name).relative_to(home))
+            facts["checkpoint"] = self.checkpoints.name(f"{trial.path}/{name}")
         self.study.note(number, **facts)
         on = self.reported(number, result["report"])
         if on:

@@ -1,12 +1,10 @@
 """Stage 2: searcher, scheduler and resources make a Ray Tune run."""
 
 import logging
-import shutil
 import time
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray.tune
@@ -18,6 +16,7 @@ from search_spaces.spec import Spec
 from trainables.prepared import Prepared
 from trainables.report import Report
 from trainables.store import storage_fault
+from tune.checkpoints import TRIAL, Checkpoints, NotReached, opened, said
 from tune.cluster import Shipment, host
 from tune.driver_only import DriverOnly
 from tune.progress import Progress
@@ -26,7 +25,6 @@ from tune.resources import Share
 from tune.scheduler import RungScheduler
 from tune.searcher import RESTARTS, Study, StudySearcher
 
-TRIAL = "trial_"  # Ray's name of a trial is this and its number
 STOP = "stop"  # a file of this name in the run folder ends the search after the next rungs
 
 
@@ -67,36 +65,32 @@ def run_trial(config: dict[str, Any], shared: Shared) -> None:
         try:
             ray.tune.report(told, checkpoint=checkpoint)
         except Exception as error:
-            raise _NotKept(
-                f"a checkpoint cannot be kept in the storage {spec.storage!r} from node {host()} "
-                f"({storage_fault(error) or error})"
+            place = spec.checkpoints or f"the storage {spec.storage!r}"
+            raise NotReached(
+                f"a checkpoint cannot be kept in {place} from node {host()} ({said(error)})"
             ) from error
 
-    start = ray.tune.get_checkpoint()
-    path = start.path if start is not None else config["resume_from"]
+    start = ray.tune.get_checkpoint() or config["resume_from"]
     try:
         judge, device = ready(spec, shared.share, shared.sent)
-        train(
-            spec,
-            config["params"],
-            shared.prepared.at(shared.sent.here),
-            report,
-            seed=spec.search.seed,
-            judge=judge,
-            resume_from=None if path is None else Path(path),
-        )
+        with opened(start) if start else nullcontext() as resume_from:
+            train(
+                spec,
+                config["params"],
+                shared.prepared.at(shared.sent.here),
+                report,
+                seed=spec.search.seed,
+                judge=judge,
+                resume_from=resume_from,
+            )
     except Exception as error:
         # What every other trial would meet too is no failure of this one: it ends the search.
-        if isinstance(error, _NotKept):
+        if isinstance(error, NotReached):
             ray.tune.report({"storage": str(error)})
         elif fault := storage_fault(error):
             ray.tune.report({"storage": f"node {host()} has no room to work in ({fault})"})
         else:
             report(failure(error))
-
-
-class _NotKept(Exception):
-    """A checkpoint that Ray could not copy to the storage."""
 
 
 class _Observer(DriverOnly, Callback):
@@ -141,7 +135,7 @@ def search(
     """Run every trial that the study has not finished.
 
     Raises:
-        UserError: the checkpoints cannot be kept.
+        UserError: the checkpoints cannot be kept where they are to be.
         OSError: the run folder cannot be written.
     """
     started = time.monotonic()
@@ -159,24 +153,29 @@ def search(
         # Tracebacks of trials whose process died; the journal has the cause in a sentence.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     shared = Shared(spec, prepared, sent, share)
+    checkpoints = Checkpoints(record)
+
+    def keep(*, running: bool) -> None:
+        keep_weights(spec, study, checkpoints, running=running)
+
     for _ in range(1 + RESTARTS):
-        keep_weights(spec, study, running=False)
-        scheduler = RungScheduler(spec, study, record, over, progress.decided)
+        keep(running=False)
+        scheduler = RungScheduler(spec, study, record, checkpoints, over, progress.decided)
         searcher = StudySearcher(
             study,
             spec.trials,
-            lambda: keep_weights(spec, study, running=True),
+            lambda: keep(running=True),
             lambda: over() is not None,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's, about itself; ours are in the log
             try:
-                _tuner(shared, record, searcher, scheduler, progress).fit()
+                _tuner(shared, checkpoints, searcher, scheduler, progress).fit()
             except Exception:
-                with suppress(OSError):  # half a checkpoint may be what fills the disk
-                    keep_weights(spec, study, running=False)
+                with suppress(NotReached):  # half a checkpoint may be what fills the disk
+                    keep(running=False)
                 raise
-        keep_weights(spec, study, running=False)
+        keep(running=False)
         # One that Ray gave up after the last of the others had been handed out.
         if not study.unfinished():
             return
@@ -186,12 +185,11 @@ def search(
 
 def _tuner(
     shared: Shared,
-    record: Record,
+    checkpoints: Checkpoints,
     searcher: StudySearcher,
     scheduler: RungScheduler,
     progress: Progress,
 ) -> Tuner:
-    attempt = sum(1 for _ in (record.folder / "tune").glob("*")) + 1
     share = shared.share
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, shared=shared), {"cpu": share.cpu, "gpu": share.gpu}
@@ -208,8 +206,9 @@ def _tuner(
             trial_name_creator=lambda trial: f"{TRIAL}{trial.config['number']:04d}",
         ),
         run_config=RunConfig(
-            name=f"{attempt:02d}",
-            storage_path=str((record.folder / "tune").absolute()),
+            name=f"{checkpoints.attempts() + 1:02d}",
+            storage_path=checkpoints.root,
+            storage_filesystem=checkpoints.file_system,
             failure_config=FailureConfig(max_failures=RESTARTS),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=[_Observer(progress), TBXLoggerCallback()],
@@ -218,19 +217,20 @@ def _tuner(
     )
 
 
-def keep_weights(spec: Spec, study: Study, *, running: bool) -> None:
+def keep_weights(spec: Spec, study: Study, checkpoints: Checkpoints, *, running: bool) -> None:
     """Remove every checkpoint but the last one of each trial that could be a finalist or goes on.
 
     Args:
         running: Ray runs the unfinished trials, and is left alone with what they write.
     """
     best = {trial.number for trial in study.finalists(spec.verify.finalists)}
-    for path in study.folder.glob(f"tune/*/{TRIAL}*/checkpoint_*"):
-        # Ray adds to the name where it has given a trial up and got it again.
-        trial = study.trial(int(path.parent.name.removeprefix(TRIAL).partition("_")[0]))
+
+    def unwanted(number: int, name: str) -> bool:
+        trial = study.trial(number)
         unfinished = not trial.state.is_finished()
         if unfinished and running:
-            continue
-        last = path.absolute() == study.checkpoint(trial.number)
-        if not (last and (unfinished or trial.number in best)):
-            shutil.rmtree(path, ignore_errors=True)
+            return False
+        last = name == trial.user_attrs.get("checkpoint")
+        return not (last and (unfinished or number in best))
+
+    checkpoints.remove(unwanted)

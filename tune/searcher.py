@@ -24,6 +24,7 @@ from results.journal import ReadOnlyJournal
 from search_spaces.sampling import decode, distributions, encode, grid
 from search_spaces.spec import Bound, Spec
 from trainables.errors import UserError
+from tune.checkpoints import place_of
 from tune.driver_only import DriverOnly
 from tune.record import drop_partial_line
 
@@ -145,10 +146,10 @@ class Study:
         """Return one trial."""
         return self.trials()[number]
 
-    def checkpoint(self, number: int) -> Path | None:
-        """Return the folder of a trial's newest checkpoint, if it has written one."""
-        name = self.trial(number).user_attrs.get("checkpoint")
-        return None if name is None else self.folder / name
+    def checkpoint(self, number: int) -> str | None:
+        """Return the path or URI of a trial's newest checkpoint, if it has written one."""
+        name: str | None = self.trial(number).user_attrs.get("checkpoint")
+        return None if name is None else place_of(self.folder, name)
 
     def started(self) -> int:
         """Return how many trials this search has asked for."""
@@ -253,7 +254,7 @@ class StudySearcher(DriverOnly, Searcher):
 
         its number, its params, the checkpoint to go on from.
         """
-        checkpoint: Path | None = None
+        checkpoint: str | None = None
         if self.waiting:
             number = self.waiting.pop(0)
             params = self.study.ask_again(number)
@@ -263,7 +264,7 @@ class StudySearcher(DriverOnly, Searcher):
         else:
             number, params = self.study.ask()
         self.given[trial_id] = number
-        return {"number": number, "params": params, "resume_from": checkpoint and str(checkpoint)}
+        return {"number": number, "params": params, "resume_from": checkpoint}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -6,6 +6,7 @@ finalists on fresh seeds and the untouched test split; a winner only where the e
 import json
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,8 @@ from results.run import open_run
 from search_spaces.spec import Spec
 from trainables.errors import UserError
 from trainables.report import Report
-from trainables.store import damage, write_json
+from trainables.store import write_json
+from tune.checkpoints import opened, trouble
 from tune.cluster import Shipment
 from tune.prepare import Preparation, reference_measures
 from tune.progress import Progress
@@ -101,18 +103,20 @@ def verify(
         from trainables.dpo import failure, measure_once
         from tune.worker import ready
 
+        kept = paths[number] if seed is None else None
         try:
             judge, _ = ready(spec, share, sent)
+            with opened(kept) if kept else nullcontext() as checkpoint:
+                return measure_once(
+                    verification_spec(spec),
+                    params[number],
+                    at_test.at(sent.here),
+                    seed=spec.search.seed if seed is None else seed,
+                    checkpoint=checkpoint,
+                    judge=judge,
+                )
         except UserError as error:
             return failure(error)
-        return measure_once(
-            verification_spec(spec),
-            params[number],
-            at_test.at(sent.here),
-            seed=spec.search.seed if seed is None else seed,
-            checkpoint=paths[number] if seed is None else None,
-            judge=judge,
-        )
 
     done: dict[tuple[int, int | None], Measured] = {}
     waiting = {}
@@ -180,7 +184,7 @@ def _undamaged(
     for trial in finalists:
         checkpoint = study.checkpoint(trial.number)
         assert checkpoint is not None  # it reached the last rung
-        found = damage(checkpoint)
+        found = trouble(checkpoint)
         if found is None:
             sound.append(trial)
         else:

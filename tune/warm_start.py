@@ -1,7 +1,6 @@
 """`search.warm_start`: the trials of an earlier run, taken into a new search before its own."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,8 +16,8 @@ from search_spaces.sampling import decode, distributions, encode
 from search_spaces.spec import Spec, load
 from trainables.errors import UserError
 from trainables.store import META, damage
+from tune.checkpoints import TRIAL, Checkpoints, opened, place_of
 from tune.record import Record, read_decisions
-from tune.search import TRIAL
 from tune.searcher import TAKEN_FROM, Study
 
 # What has to be equal for two trials to be measured by the same yardstick.
@@ -148,7 +147,7 @@ def warm_study(spec: Spec, record: Record, run: Run) -> Study:
     record.take_over(
         [replace(one, trial=numbers[one.trial]) for one in theirs if one.trial in numbers]
     )
-    _link_checkpoints(spec, record, run, taken)
+    _take_checkpoints(record, run, taken)
     ours = Study(spec, record.folder, taken)
     record.update(
         warm_start={
@@ -175,24 +174,20 @@ def _in_space(spec: Spec, whole: Mapping[str, Any]) -> dict[str, Any] | None:
     return params if inside else None
 
 
-def _link_checkpoints(spec: Spec, record: Record, run: Run, taken: Sequence[FrozenTrial]) -> None:
-    """Give the trials that could be finalists their weights in this run's folder.
+def _take_checkpoints(record: Record, run: Run, taken: Sequence[FrozenTrial]) -> None:
+    """Give the trials that could be finalists their weights among this run's own checkpoints.
 
-    Hard links where the file system has them: the earlier run may be removed, or search on and
-    drop them, and nothing is stored twice.
+    The earlier run may be removed, or search on and drop them.
     """
+    ours = Checkpoints(record)
     for number, trial in enumerate(taken):
         kept = trial.user_attrs.pop("checkpoint", None)
-        if kept is None or trial.state != TrialState.COMPLETE or damage(run.folder / kept):
+        if kept is None or trial.state != TrialState.COMPLETE:
             continue
-        target = f"tune/warm_start/{TRIAL}{number:04d}/checkpoint_000000"
-        (record.folder / target).parent.mkdir(parents=True)
-        try:
-            shutil.copytree(run.folder / kept, record.folder / target, copy_function=os.link)
-        except (OSError, shutil.Error):  # another file system
-            shutil.rmtree(record.folder / target, ignore_errors=True)
-            shutil.copytree(run.folder / kept, record.folder / target)
-        trial.user_attrs["checkpoint"] = target
+        with opened(place_of(run.folder, kept)) as folder:
+            if damage(folder) is None:
+                path = f"warm_start/{TRIAL}{number:04d}/checkpoint_000000"
+                trial.user_attrs["checkpoint"] = ours.add(folder, path)
 
 
 def _as_ours(spec: Spec, trial: FrozenTrial, params: dict[str, Any], run: Run) -> FrozenTrial:
