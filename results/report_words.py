@@ -90,7 +90,8 @@ def verdict_words(run: Run) -> dict[str, Any]:
         f"is better. Intervals are at {each:.4g} %, "
         + (
             f"corrected for {count} finalists: all of them hold together at {100 * level:g} %. "
-            "Over fresh seeds only the lower end is asked for: the interval is as wide as that needs."
+            "Over fresh seeds only the lower end is asked for, and the interval is as wide as that "
+            "needs."
             if count > 1
             else "for the only finalist: nothing to correct for."
         )
