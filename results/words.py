@@ -110,6 +110,13 @@ def other_budgets(verdict: Mapping[str, Any]) -> str | None:
         at = "" if choice.get("complete") else f", ended at {choice.get('pairs')} pairs"
         return f"{limit} trial {choice['trial']} ({metric} {value}, kl {kl}{at})"
 
+    named = [choice.get("trial") for choice in choices]
+    if named[0] is not None and len({*named}) == 1:
+        budgets = ", ".join(compact(choice.get("budget")) for choice in choices)
+        chosen = one(choices[0]).partition(" trial ")[2]
+        return (
+            f"By the validation split the search would choose trial {chosen} under kl ≤ {budgets}."
+        )
     told = "; under ".join(one(choice) for choice in choices)
     return f"By the validation split the search would choose, under {told}."
 

@@ -66,6 +66,11 @@ def test_choices_in_words(run: Run) -> None:
         "at 533 pairs)."
     )
     assert other_budgets({"metric": "win_rate"}) is None
+    alike = [{**told[1], "budget": budget} for budget in (10.0, 20.0)]
+    assert other_budgets({"metric": "win_rate", "choices": alike}) == (
+        "By the validation split the search would choose trial 1 (win_rate 0.700, kl 15.0) "
+        "under kl ≤ 10, 20."
+    )
 
 
 def test_budget_under_which_nothing_is_left(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

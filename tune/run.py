@@ -133,6 +133,9 @@ def show_outcome(folder: Path, console: Console) -> None:
     console.print(verdict_panel(run))
     storage = storage_option(folder)
     console.print(f"details    preftune show {folder.name}{storage}", highlight=False, markup=False)
+    console.print(
+        f"report     preftune report {folder.name}{storage}", highlight=False, markup=False
+    )
     console.print(f"chat       preftune chat {folder.name}{storage}", highlight=False, markup=False)
     verdict = run.verdict() or {}
     if verdict.get("passing"):
