@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import optuna
 import psutil
@@ -135,14 +136,15 @@ def stored(checkpoints: Checkpoints, path: str, folder: Path) -> str:
 def test_checkpoint_is_named_fetched_checked_and_removed(
     server: Server, tmp_path: Path, query: str
 ) -> None:
-    name = "a run, 50%" + query.replace("?", "")  # what a URI has to quote
-    record = settled(tmp_path, name, f"s3://bucket/of/unit{query}")
+    name = "named" + query[-1:]
+    record = settled(tmp_path, name, f"s3://bucket/of/50%25/a%20unit{query}")
     checkpoints = Checkpoints(record)
     first = stored(checkpoints, "01/trial_0003/checkpoint_000000", tmp_path / "first")
     last = stored(checkpoints, "01/trial_0003/checkpoint_000001", tmp_path / "last")
     other = stored(checkpoints, "02/trial_0004_a1b2/checkpoint_000000", tmp_path / "other")
-    assert first.startswith("s3://bucket/of/unit/a%20run%2C%2050%25")
-    assert first.endswith("/01/trial_0003/checkpoint_000000" + query)
+    path = f"of/50%25/a%20unit/{name}/01/trial_0003/checkpoint_000000"
+    assert first == f"s3://bucket/{path}{query}"
+    assert unquote(f"{path}/meta.json") in server.files()
     assert checkpoints.attempts() == 2
 
     with opened(last) as folder:

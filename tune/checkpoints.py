@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from pyarrow import ArrowException, fs
@@ -69,7 +69,7 @@ def below(place: str, path: str) -> str:
     if "://" not in place:
         return f"{place.rstrip('/')}/{path}"
     start, mark, query = place.partition("?")
-    return f"{start.rstrip('/')}/{quote(path)}{mark}{query}"
+    return f"{start.rstrip('/')}/{path}{mark}{query}"
 
 
 def place_of(folder: Path, name: str) -> str:
