@@ -22,13 +22,13 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
-from results.run import ACTIVE
 from search_spaces.spec import Spec
 from trainables.errors import UserError
 from trainables.report import Report
 from trainables.store import json_text, write_bytes, write_json, write_text
 
 FORMAT = 1
+ENDED = ("done", "stopped")  # states in which the verdict is the run's last word
 NAME = re.compile(r"[^\W_][\w.-]{0,99}")  # of a run: a word to type, wherever commands name it
 TAKEN_NAMES = ("prepared", "latest")  # a folder beside the runs, and the word for the newest run
 LOCK = ".driver.lock"  # held by the process that drives the run, and by nobody once it is gone
@@ -212,9 +212,9 @@ def claim(folder: Path) -> FileLock:
         process = f"process {info.get('pid')} on {info.get('host')}"
         # No stop ends `preftune train`, the other command that takes a run.
         way = (
-            f"going on ({process}): end it with `preftune stop {folder.name}` first"
-            if info.get("state") in ACTIVE
-            else f"being trained by {process}: let it end first"
+            f"being trained by {process}: let it end first"
+            if info.get("state") in ENDED
+            else f"going on ({process}): end it with `preftune stop {folder.name}` first"
         )
         raise UserError(f"run {folder.name} is {way}") from None
     return lock

@@ -30,13 +30,12 @@ from tune.cluster import Cluster, Shipment, connected, host, ship
 from tune.hand_over import model_folder
 from tune.last_words import terminable
 from tune.prepare import Preparation, judge_files, recorded
-from tune.record import Record, claim, now, read_lines, resume_command, storage_option
+from tune.record import ENDED, Record, claim, now, read_lines, resume_command, storage_option
 from tune.resources import Share, share
 from tune.searcher import excess
 from tune.verify import CONFIDENCE, Measured, _load, _measured, bounds, resampled, verification_spec
 
 MODEL = "full"  # the folder of the model, and of its checkpoints until it is there
-ENDED = ("done", "stopped")  # states in which the verdict is the run's last word
 THAN = {"better": "is better than", "same": "cannot be told from", "worse": "is worse than"}
 
 
