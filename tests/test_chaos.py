@@ -198,15 +198,21 @@ def interrupted_at_random(
 def test_ten_dead_drivers_change_nothing_with_one_worker(
     whole: tuple[Path, Run, int], chance: random.Random
 ) -> None:
-    place, undisturbed, pairs = whole
-    span = undisturbed.info["seconds"]["search"] / 8
-    kills = list(interrupted_at_random(place, "torn", 10, span, chance))
+    place, *_ = whole
+    trained(place)
+    trials = "search.trials=18"  # a kill costs up to a tenth of one trial's budget
+    preftune(place, "run", "spec.yaml", "--name", "calm", *settings(trials))
+    undisturbed, pairs = open_run(place / "runs" / "calm"), searched(trained(place))
+    span = undisturbed.info["seconds"]["search"] / 12
+    kills = list(interrupted_at_random(place, "torn", 10, span, chance, trials))
     assert len(kills) == 10
     preftune(place, "resume", "torn")
     torn = open_run(place / "runs" / "torn")
     assert torn.state == "done" and torn.missing() == []
     assert story(torn) == story(undisturbed)
-    assert searched(trained(place)) <= 1.15 * pairs
+    ratio = searched(trained(place)) / pairs
+    print(f"trained pairs: {ratio:.3f} times as many")  # noqa: T201
+    assert ratio <= 1.15
 
 
 def newest_checkpoint(run: Run) -> Path | None:
@@ -281,7 +287,7 @@ def test_what_a_crash_damages_is_noticed_and_worked_round(
     place, undisturbed, _ = whole
     damages = list(DAMAGES)
     chance.shuffle(damages)
-    span = undisturbed.info["seconds"]["search"] / 8
+    span = undisturbed.info["seconds"]["search"] / 12
     storage = place / "worn"  # what is prepared there is damaged too
     shutil.copytree(place / "runs" / "prepared", storage / "prepared")
     harmed = []
@@ -367,7 +373,7 @@ def test_two_workers_and_dead_drivers(whole: tuple[Path, Run, int], chance: rand
     calm = open_run(place / "runs" / "two")
     finished: set[int] = set()
     total: Counter[str] = Counter()
-    for _ in interrupted_at_random(place, "pair", 4, 6.0, chance, "search.concurrent=2"):
+    for _ in interrupted_at_random(place, "pair", 3, 6.0, chance, "search.concurrent=2"):
         seen = trained(place)
         again = {number for number in finished if f"trial_{number:04d}" in seen}
         assert again == set()
@@ -392,75 +398,87 @@ def test_two_workers_and_dead_drivers(whole: tuple[Path, Run, int], chance: rand
     assert best["passing"] and before["passing"]
     entry = next(f for f in before["finalists"] if f["number"] == before["winner"])
     own = next(f for f in best["finalists"] if f["number"] == best["winner"])
-    low, high = entry["interval"]
-    assert low <= own["difference"] <= high
+    # Another trial may win, and each is measured with an error of its own.
+    assert own["interval"][0] <= entry["interval"][1] and entry["interval"][0] <= own["interval"][1]
     # One worker's search may take another turn than the other's, so pairs are compared by trials.
     assert searched(total) <= 1.15 * max(pairs, sum(t.pairs for t in run.trials()))
 
 
-@pytest.mark.parametrize(
-    ("daemon", "patience"), [("raylet/raylet", 120), ("gcs/gcs_server", 200)], ids=["raylet", "gcs"]
-)
+def left_running(family: list[psutil.Process], patience: float) -> list[psutil.Process]:
+    """Return what a driver has left behind after so many seconds."""
+    psutil.wait_procs(family, timeout=patience)
+    return [child for child in family if child.is_running() and child.status() != "zombie"]
+
+
 def test_ray_that_dies_leaves_a_sentence_and_a_run_that_goes_on(
-    whole: tuple[Path, Run, int], chance: random.Random, daemon: str, patience: int
+    whole: tuple[Path, Run, int], chance: random.Random
 ) -> None:
+    """The raylet, then the GCS, which its clients miss after a minute."""
     place, undisturbed, _ = whole
-    name = daemon.partition("/")[0]
-    decisions = place / "runs" / name / "decisions.jsonl"
-    process = start(place, "run", "spec.yaml", "--name", name)
-    wait_for(lambda: bool(lines(decisions)), process)
-    time.sleep(chance.uniform(0, 3))
-    family = psutil.Process(process.pid).children(recursive=True)
-    (victim,) = descendants(process, daemon)
-    victim.kill()
-    printed = process.communicate(timeout=patience)[0]
-    assert process.returncode not in (0, None)
-    assert f"preftune resume {name}" in printed and "Traceback" not in printed, printed
-    psutil.wait_procs(family, timeout=90)  # Ray's agents ask for the GCS once a minute
-    assert not [child for child in family if child.is_running() and child.status() != "zombie"]
-    preftune(place, "resume", name)
-    assert story(open_run(place / "runs" / name)) == story(undisturbed)
+    decisions = place / "runs" / "rayless" / "decisions.jsonl"
+    words: tuple[str, ...] = ("run", "spec.yaml", "--name", "rayless")
+    for daemon in ("raylet/raylet", "gcs/gcs_server"):
+        known = len(lines(decisions))
+        process = start(place, *words)
+        wait_for(lambda known=known: len(lines(decisions)) > known, process)
+        time.sleep(chance.uniform(0, 3))
+        family = psutil.Process(process.pid).children(recursive=True)
+        (victim,) = descendants(process, daemon)
+        victim.kill()
+        printed = process.communicate(timeout=200)[0]
+        assert process.returncode not in (0, None)
+        assert "preftune resume rayless" in printed and "Traceback" not in printed, printed
+        assert left_running(family, 90) == []
+        words = ("resume", "rayless")
+    preftune(place, *words)
+    assert story(open_run(place / "runs" / "rayless")) == story(undisturbed)
 
 
-@pytest.mark.parametrize("stage", ["preparing", "verifying"])
 def test_driver_that_dies_before_and_after_the_search(
-    whole: tuple[Path, Run, int], chance: random.Random, stage: str
+    whole: tuple[Path, Run, int], chance: random.Random
 ) -> None:
     place, undisturbed, _ = whole
-    storage = place / stage
-    if stage == "verifying":
-        shutil.copytree(place / "runs" / "prepared", storage / "prepared")
-    where = settings(f"storage={storage}")
-    process = start(place, "run", "spec.yaml", "--name", stage, *where)
+    storage = place / "ends"  # nothing is prepared there
+    words = ("run", "spec.yaml", "--name", "ends", *settings(f"storage={storage}"))
+    for stage, seconds in (("preparing", 12), ("verifying", 4)):
+        process = start(place, *words)
 
-    def there() -> bool:
-        path = storage / stage / "run.json"
-        return path.exists() and json.loads(path.read_text())["state"] == stage
+        def there(stage: str = stage) -> bool:
+            path = storage / "ends" / "run.json"
+            return path.exists() and json.loads(path.read_text())["state"] == stage
 
-    wait_for(there, process)
-    time.sleep(chance.uniform(0, 12 if stage == "preparing" else 4))
-    end_with_family(process)
-    preftune(place, "resume", stage, "--storage", str(storage))
-    assert story(open_run(stage, storage)) == story(undisturbed)
+        wait_for(there, process)
+        time.sleep(chance.uniform(0, seconds))
+        end_with_family(process)
+        words = ("resume", "ends", "--storage", str(storage))
+    preftune(place, *words)
+    assert story(open_run("ends", storage)) == story(undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=str)
-def test_signal_at_a_random_moment_ends_in_the_resume_line(
-    whole: tuple[Path, Run, int], chance: random.Random, number: signal.Signals
+def test_signals_at_random_moments_end_in_the_resume_line(
+    whole: tuple[Path, Run, int], chance: random.Random
 ) -> None:
     """A cluster's notice, Ctrl-C, a terminal that goes away."""
     place, undisturbed, _ = whole
-    name = number.name.lower()
-    process = start(place, "run", "spec.yaml", "--name", name)
-    wait_for(lambda: (place / "runs" / name / "run.json").exists(), process)
-    time.sleep(chance.uniform(0, 25))
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
-    printed = process.communicate(timeout=100)[0]
-    assert process.returncode == 130, printed
-    assert printed.count(f"preftune resume {name}") == 1 and "Traceback" not in printed, printed
-    assert open_run(place / "runs" / name).state == "interrupted"
-    psutil.wait_procs(family, timeout=20)
-    assert not [child for child in family if child.is_running() and child.status() != "zombie"]
-    preftune(place, "resume", name)
-    assert story(open_run(place / "runs" / name)) == story(undisturbed)
+    folder = place / "runs" / "signalled"
+    words: tuple[str, ...] = ("run", "spec.yaml", "--name", "signalled")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        process = start(place, *words)
+
+        def taken(process: "subprocess.Popen[str]" = process) -> bool:
+            path = folder / "run.json"
+            return path.exists() and json.loads(path.read_text())["pid"] == process.pid
+
+        wait_for(taken, process)
+        time.sleep(chance.uniform(0, 15))
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        printed = process.communicate(timeout=100)[0]
+        assert process.returncode == 130, printed
+        assert printed.count("preftune resume signalled") == 1, printed
+        assert "Traceback" not in printed, printed
+        assert open_run(folder).state == "interrupted"
+        assert left_running(family, 20) == []
+        words = ("resume", "signalled")
+    preftune(place, *words)
+    assert story(open_run(folder)) == story(undisturbed)

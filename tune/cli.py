@@ -68,15 +68,14 @@ def resume(
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
 ) -> None:
     """Go on after a crash, a Ctrl-C or a stop, or with more trials."""
+    from tune.last_words import resumable
+    from tune.record import resume_command
     from tune.resume import reopened
+    from tune.run import run_search
 
     found = reopened(run, storage, trials, console)
     if found is None:
         return
-    from tune.last_words import resumable
-    from tune.record import resume_command
-    from tune.run import run_search
-
     spec, record = found
     with resumable(resume_command(record.folder), errors):
         run_search(spec, record, address, console)

@@ -25,7 +25,8 @@ def resumable(command: str, errors: Console) -> Iterator[None]:
         ["/bin/sh", "-c", _WATCH, sentence], stdin=subprocess.PIPE, start_new_session=True
     )
     try:
-        yield
+        with terminable():
+            yield
     except KeyboardInterrupt:
         line = f"Interrupted. Go on with: {command}"
         errors.print(line, highlight=False, markup=False, soft_wrap=True)
