@@ -88,7 +88,8 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
     try:
         if address is not None:
             _reach(address)
-        context = ray.init(**options)
+        with _own_sigterm():
+            context = ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if "InvalidAuthToken" in f"{error} {error.__cause__}":
             # Ray sends its token to no address that was given by name, unless it is told to.
@@ -116,6 +117,17 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
         )
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep Ray from taking SIGTERM over: its handlers end the process without the resume line."""
+    theirs = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = theirs
 
 
 def _reach(address: str) -> None:

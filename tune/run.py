@@ -42,8 +42,7 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
             settle(spec, record)
             earlier = earlier_run(spec, record)
             known = recorded(spec, record) or look_up(spec)
-            # Ray installs a handler of SIGTERM of its own when it starts.
-            with connected(address) as cluster, terminable():
+            with connected(address) as cluster:
                 _stages(spec, known, earlier, record, cluster, console)
     except KeyboardInterrupt:
         record.update(state="interrupted", ended=now())

@@ -94,8 +94,7 @@ def train_winner(run: Run, address: str | None, console: Console) -> None:
             record = _claimed(run)
             job, prepared = _job(run, record)
             record.update(pid=os.getpid(), host=socket.gethostname())
-            # Ray installs a handler of SIGTERM of its own when it starts.
-            with connected(address) as cluster, terminable():
+            with connected(address) as cluster:
                 full = _train(job, prepared, run, record, cluster, say)
     except (OSError, RayError) as error:
         told = storage_fault(error) or str(error).strip().splitlines()[-1]
