@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import time
 from collections import Counter
@@ -453,32 +452,3 @@ def test_driver_that_dies_before_and_after_the_search(
         words = ("resume", "ends", "--storage", str(storage))
     preftune(place, *words)
     assert story(open_run("ends", storage)) == story(undisturbed)
-
-
-def test_signals_at_random_moments_end_in_the_resume_line(
-    whole: tuple[Path, Run, int], chance: random.Random
-) -> None:
-    """A cluster's notice, Ctrl-C, a terminal that goes away."""
-    place, undisturbed, _ = whole
-    folder = place / "runs" / "signalled"
-    words: tuple[str, ...] = ("run", "spec.yaml", "--name", "signalled")
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        process = start(place, *words)
-
-        def taken(process: "subprocess.Popen[str]" = process) -> bool:
-            path = folder / "run.json"
-            return path.exists() and json.loads(path.read_text())["pid"] == process.pid
-
-        wait_for(taken, process)
-        time.sleep(chance.uniform(0, 15))
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(number)
-        printed = process.communicate(timeout=100)[0]
-        assert process.returncode == 130, printed
-        assert printed.count("preftune resume signalled") == 1, printed
-        assert "Traceback" not in printed, printed
-        assert open_run(folder).state == "interrupted"
-        assert left_running(family, 20) == []
-        words = ("resume", "signalled")
-    preftune(place, *words)
-    assert story(open_run(folder)) == story(undisturbed)
