@@ -24,6 +24,7 @@ from search_spaces.sampling import distributions
 from search_spaces.spec import Spec, load
 from trainables.report import Report
 from tune.checkpoints import Checkpoints
+from tune.notice import Notice
 from tune.record import Record, read_lines
 from tune.scheduler import RungScheduler, goes_on
 from tune.searcher import Study
@@ -94,7 +95,13 @@ def our_search(curves: Curves, seed: int, sampler: str, scheduler: str) -> Itera
     with tempfile.TemporaryDirectory() as folder:
         study, record = Study(spec, Path(folder)), Record(Path(folder))
         rungs = RungScheduler(
-            spec, study, record, Checkpoints(record), lambda: None, lambda decision: None
+            spec,
+            study,
+            record,
+            Checkpoints(record),
+            lambda: None,
+            lambda decision: None,
+            Notice(lambda text: None),
         )
         lines, pairs = [], 0
         for _ in range(MOST):

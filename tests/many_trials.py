@@ -27,6 +27,7 @@ from trainables.prepared import Prepared, Split
 from trainables.report import Report
 from trainables.store import seal
 from tune.cluster import Shipment, connected, host
+from tune.notice import Notice
 from tune.progress import Progress
 from tune.record import create
 from tune.resources import Share
@@ -100,7 +101,8 @@ def main() -> None:
         sent, share = Shipment(cluster.node), Share(cpu=1, gpu=0, concurrent=2)
         quiet = Console(file=open(os.devnull, "w"))  # noqa: SIM115  # open as long as the process
         progress = Watched(quiet, spec, record, study)
-        tune.search.search(spec, record, study, prepared, sent, share, progress)
+        notice = Notice(quiet.print)
+        tune.search.search(spec, record, study, prepared, sent, share, progress, notice)
 
 
 if __name__ == "__main__":

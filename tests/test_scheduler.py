@@ -13,6 +13,7 @@ from trainables.errors import UserError
 from trainables.report import Report
 from trainables.store import build_once, checksum, write_text
 from tune.checkpoints import Checkpoints
+from tune.notice import Notice
 from tune.prepare import recorded
 from tune.record import Record, create
 from tune.run import _sentence
@@ -73,6 +74,7 @@ class Desk:
             Checkpoints(self.record),
             lambda: self.over,
             lambda decision: None,
+            Notice(lambda text: None),
         )
 
     def rung(self, number: int, rung: int, win_rate: float | None, kl: float = 1.0) -> bool:

@@ -1,6 +1,8 @@
 """Whole searches through real Ray, small enough for a test."""
 
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -40,11 +42,32 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def held(folder: Path) -> int:
+    """Bytes of the files in a folder; what is removed meanwhile counts no more."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
 @pytest.fixture(scope="module")
-def whole(place: Path) -> tuple[Run, str]:
-    """A search that nothing disturbed, and what it printed."""
-    printed = preftune(place, "run", "tiny.yaml", "--name", "whole")
-    return open_run(place / "runs" / "whole"), printed
+def watched(place: Path) -> tuple[Run, str, int]:
+    """A search that nothing disturbed, what it printed, and the most bytes that its trials kept."""
+    folder, most = place / "runs" / "whole", 0
+    process = start(place, "run", "tiny.yaml", "--name", "whole")
+    while process.poll() is None:
+        most = max(most, held(folder / "tune"))
+        time.sleep(0.05)
+    printed = process.communicate()[0]
+    assert process.returncode == 0 and "Traceback" not in printed, printed
+    return open_run(folder), printed, most
+
+
+@pytest.fixture(scope="module")
+def whole(watched: tuple[Run, str, int]) -> tuple[Run, str]:
+    """The same search."""
+    return watched[:2]
 
 
 @pytest.mark.timeout(300)
@@ -71,6 +94,17 @@ def test_run_folder_holds_what_the_docs_list(whole: tuple[Run, str]) -> None:
     # Weights of the two finalists alone: every other trial's checkpoint is gone.
     assert len(list((run.folder / "tune").rglob("model.safetensors"))) <= 2
     assert not list(run.folder.rglob("optimizer.pt"))
+
+
+def test_disk_holds_what_the_design_reckons(watched: tuple[Run, str, int]) -> None:
+    """A checkpoint of what runs, one more while it is replaced, weights of the two finalists."""
+    run, _, most = watched
+    assert run.best is not None
+    weights = (run.best / "model.safetensors").stat().st_size
+    adam, finalists, concurrent = 2 * weights, 2, 1
+    reckoned = (concurrent + 1) * (weights + adam) + finalists * weights
+    print(f"{most / 1e6:.1f} MB held, {reckoned / 1e6:.1f} MB reckoned")  # noqa: T201
+    assert weights + adam < most < 1.1 * reckoned  # tokenizers and events come on top
 
 
 def test_token_of_the_environment_is_written_nowhere(whole: tuple[Run, str], place: Path) -> None:

@@ -159,6 +159,7 @@ class _Call:
     report: Callable[[Report], None]
     seed: int
     judge: Judge | None
+    save_now: Callable[[], bool]
     captured: io.StringIO
 
 
@@ -262,7 +263,7 @@ class _Trial:
 
 
 class _AtRungs(TrainerCallback):
-    """Saves at each rung and every tenth of the budget, and reports what was saved."""
+    """Saves at each rung, every tenth of the budget and on demand; reports what was saved."""
 
     def __init__(self, trial: _Trial) -> None:
         self.trial = trial
@@ -293,6 +294,8 @@ class _AtRungs(TrainerCallback):
         if state.global_step in self.save_at:
             control.should_save = True
             control.should_log = True
+        elif self.trial.call.save_now():
+            control.should_save = True
         # The last checkpoint is the trial's result: nobody trains on from it.
         args.save_only_model = state.global_step >= self.trial.plan.steps
 
@@ -394,6 +397,7 @@ def train(
     seed: int,
     judge: Judge | None = None,
     resume_from: Path | None = None,
+    save_now: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train one configuration and report at every checkpoint and rung.
 
@@ -406,6 +410,7 @@ def train(
         judge: scores sampled answers, or None.
         resume_from: a checkpoint that an earlier call reported. If that step is a rung, the rung is
             measured and reported again: the caller knows which ones it has.
+        save_now: is asked after each step whether to save and report one more checkpoint.
 
     Raises:
         torch.OutOfMemoryError: one pair does not fit on the device.
@@ -413,7 +418,7 @@ def train(
     budget = plan(spec, params)
     scratch = tempfile.TemporaryDirectory(prefix="preftune-trial-", ignore_cleanup_errors=True)
     with scratch as folder, _captured_log() as captured:
-        call = _Call(spec, params, prepared, report, seed, judge, captured)
+        call = _Call(spec, params, prepared, report, seed, judge, save_now, captured)
         resume = None if resume_from is None else _undamaged(resume_from)
         while True:
             try:
@@ -567,7 +572,10 @@ def peak_of_a_step(
             tempfile.TemporaryDirectory(prefix="preftune-probe-") as folder,
             _captured_log() as text,
         ):
-            call = _Call(spec, params, prepared, lambda report: None, spec.search.seed, judge, text)
+            seed = spec.search.seed
+            call = _Call(
+                spec, params, prepared, lambda report: None, seed, judge, lambda: False, text
+            )
             try:
                 _train_once(call, probe, Path(folder), None, longest_first=True)
                 return int(torch.cuda.max_memory_allocated())

@@ -3,8 +3,10 @@
 import hashlib
 import logging
 import os
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -116,18 +118,27 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
             most_cpus=max(node["Resources"].get("CPU", 0.0) for node in alive),
         )
     finally:
-        ray.shutdown()
+        with _own_sigterm():
+            ray.shutdown()
 
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep Ray from taking SIGTERM over: its handlers end the process without the resume line."""
+    """Keep SIGTERM ours while Ray starts or ends.
+
+    Its Python handlers end the process without the resume line. Its C++ core puts one over ours
+    that aborts the process three seconds after the signal, and takes ours away with its own.
+    """
     theirs = ray._private.utils.set_sigterm_handler
     ray._private.utils.set_sigterm_handler = lambda handler: None
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
         ray._private.utils.set_sigterm_handler = theirs
+        if threading.current_thread() is threading.main_thread() and ours is not None:
+            signal.alarm(0)  # the three seconds, if they run
+            signal.signal(signal.SIGTERM, ours)
 
 
 def _reach(address: str) -> None:

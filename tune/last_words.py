@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -11,6 +11,7 @@ from rich.console import Console
 
 # A shell waits for a line that never comes if this process dies: from SIGKILL, a machine without
 # memory, or Ray's C++ core, which ends the process that it runs in when Ray's daemons are gone.
+NOTICES = (signal.SIGTERM, signal.SIGHUP)  # from a cluster; from a terminal that goes away
 _WATCH = 'read -r ended || printf "%s\\n" "$0" >&2'
 
 
@@ -42,15 +43,24 @@ def terminable() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    with handled(interrupt, *NOTICES):
+        yield
+
+
+@contextmanager
+def handled(
+    handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals
+) -> Iterator[None]:
+    """Handle signals in the block, in the main thread, unless they are ignored, as by nohup."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)

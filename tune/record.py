@@ -214,7 +214,8 @@ def claim(folder: Path) -> FileLock:
         way = (
             f"being trained by {process}: let it end first"
             if info.get("state") in ENDED
-            else f"going on ({process}): end it with `preftune stop {folder.name}` first"
+            else f"going on ({process}): end it with "
+            f"`preftune stop {folder.name}{storage_option(folder)}` first"
         )
         raise UserError(f"run {folder.name} is {way}") from None
     return lock

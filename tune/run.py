@@ -19,7 +19,7 @@ from trainables.store import storage_fault
 from tune.checkpoints import NotReached, settle
 from tune.cluster import Cluster, connected, ship
 from tune.hand_over import hand_over
-from tune.last_words import terminable
+from tune.notice import notice
 from tune.prepare import Inputs, Preparation, judge_files, look_up, prepare, recorded
 from tune.progress import Progress
 from tune.record import Record, now, resume_command, storage_option
@@ -35,15 +35,14 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
 
     Raises:
         UserError: something that the user can mend; the run folder says it too.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the run folder can be resumed.
+        KeyboardInterrupt: Ctrl-C, or what `resumable` takes for it; the run folder can be resumed.
     """
     try:
-        with terminable():
-            settle(spec, record)
-            earlier = earlier_run(spec, record)
-            known = recorded(spec, record) or look_up(spec)
-            with connected(address) as cluster:
-                _stages(spec, known, earlier, record, cluster, console)
+        settle(spec, record)
+        earlier = earlier_run(spec, record)
+        known = recorded(spec, record) or look_up(spec)
+        with connected(address) as cluster:
+            _stages(spec, known, earlier, record, cluster, console)
     except KeyboardInterrupt:
         record.update(state="interrupted", ended=now())
         raise
@@ -109,8 +108,8 @@ def _stages(
     each = share(spec, cluster, prepared.search, sent)
     say(f"searching: {spec.trials} trials, {each.concurrent} at once, {each.words()}")
     progress = Progress(console, spec, record, study)
-    with record.timed("search"), progress:
-        search(spec, record, study, prepared.search, sent, each, progress)
+    with record.timed("search"), progress, notice(say) as given:
+        search(spec, record, study, prepared.search, sent, each, progress, given)
     record.update(state="verifying")
     say("verifying the finalists on the test split")
     with record.timed("verify"):

@@ -21,6 +21,7 @@ from trainables.errors import UserError
 from trainables.report import Report
 from tune.checkpoints import Checkpoints
 from tune.driver_only import DriverOnly
+from tune.notice import Notice
 from tune.record import Decision, Record, Verdict, now
 from tune.searcher import Study
 
@@ -55,6 +56,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         checkpoints: Checkpoints,
         over: Callable[[], str | None],
         observe: Callable[[Decision], None],
+        notice: Notice,
     ) -> None:
         """Args:
         spec: the resolved search.
@@ -63,6 +65,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         checkpoints: the run's.
         over: `stop` or `time` when what runs now has to end at its next rung, else None.
         observe: is called after each decision.
+        notice: what to do when the driver is told to end.
         """
         super().__init__()
         self.spec = spec
@@ -71,12 +74,21 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         self.checkpoints = checkpoints
         self.over = over
         self.observe = observe
+        self.notice = notice
         self.nominal = spec.rungs_pairs if spec.budget.steps is None else [spec.budget.steps]
         self.heard: dict[str, float] = {}
         self.stuck: set[str] = set()
 
     def choose_trial_to_run(self, controller: Any) -> RayTrial | None:
-        """Choose as Ray does; it asks at every step, so this is where hanging trials are ended."""
+        """Choose as Ray does.
+
+        It asks at every step, so this is where hanging trials are ended, and a search that is told
+        to end.
+        """
+        if self.notice.given:
+            live = controller.get_live_trials()
+            self.notice.leave([trial for trial in live if trial.status == RayTrial.RUNNING])
+            return None
         now = time.monotonic()
         for trial in list(controller.get_live_trials()):
             if trial.status != RayTrial.RUNNING:
@@ -129,6 +141,8 @@ class RungScheduler(DriverOnly, FIFOScheduler):
             facts["checkpoint"] = self.checkpoints.name(f"{trial.path}/{name}")
         self.study.note(number, **facts)
         on = self.reported(number, result["report"])
+        if name:
+            self.notice.saved(trial)
         if on:
             return str(TrialScheduler.CONTINUE)
         # Ray stops it only after one more call to its worker, and would start it again if that

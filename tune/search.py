@@ -19,6 +19,7 @@ from trainables.store import storage_fault
 from tune.checkpoints import TRIAL, Checkpoints, NotReached, opened, said
 from tune.cluster import Shipment, host
 from tune.driver_only import DriverOnly
+from tune.notice import Notice, asked
 from tune.progress import Progress
 from tune.record import Record
 from tune.resources import Share
@@ -82,6 +83,7 @@ def run_trial(config: dict[str, Any], shared: Shared) -> None:
                 seed=spec.search.seed,
                 judge=judge,
                 resume_from=resume_from,
+                save_now=asked(),
             )
     except Exception as error:
         # What every other trial would meet too is no failure of this one: it ends the search.
@@ -131,10 +133,12 @@ def search(
     sent: Shipment,
     share: Share,
     progress: Progress,
+    notice: Notice,
 ) -> None:
     """Run every trial that the study has not finished.
 
     Raises:
+        KeyboardInterrupt: the notice was given, and what ran has saved its state.
         UserError: the checkpoints cannot be kept where they are to be.
         OSError: the run folder cannot be written.
     """
@@ -160,12 +164,12 @@ def search(
 
     for _ in range(1 + RESTARTS):
         keep(running=False)
-        scheduler = RungScheduler(spec, study, record, checkpoints, over, progress.decided)
+        scheduler = RungScheduler(spec, study, record, checkpoints, over, progress.decided, notice)
         searcher = StudySearcher(
             study,
             spec.trials,
             lambda: keep(running=True),
-            lambda: over() is not None,
+            lambda: over() is not None or notice.given,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's, about itself; ours are in the log

@@ -28,7 +28,6 @@ from trainables.report import Report
 from trainables.store import damage, storage_fault, write_json
 from tune.cluster import Cluster, Shipment, connected, host, ship
 from tune.hand_over import model_folder
-from tune.last_words import terminable
 from tune.prepare import Preparation, judge_files, recorded
 from tune.record import ENDED, Record, claim, now, read_lines, resume_command, storage_option
 from tune.resources import Share, share
@@ -80,7 +79,7 @@ def train_winner(run: Run, address: str | None, console: Console) -> None:
 
     Raises:
         UserError: the run cannot be trained on; or training or measuring failed.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the next call goes on.
+        KeyboardInterrupt: Ctrl-C, or what `resumable` takes for it; the next call goes on.
     """
 
     def say(text: str) -> None:
@@ -90,12 +89,11 @@ def train_winner(run: Run, address: str | None, console: Console) -> None:
         say(f"The winner of run {run.name} is trained on all pairs already. {done['sentence']}")
         return
     try:
-        with terminable():
-            record = _claimed(run)
-            job, prepared = _job(run, record)
-            record.update(pid=os.getpid(), host=socket.gethostname())
-            with connected(address) as cluster:
-                full = _train(job, prepared, run, record, cluster, say)
+        record = _claimed(run)
+        job, prepared = _job(run, record)
+        record.update(pid=os.getpid(), host=socket.gethostname())
+        with connected(address) as cluster:
+            full = _train(job, prepared, run, record, cluster, say)
     except (OSError, RayError) as error:
         told = storage_fault(error) or str(error).strip().splitlines()[-1]
         raise UserError(
