@@ -34,7 +34,7 @@ test: install .venv/moto/installed
 
 # Whole searches whose processes, nodes and disks are taken away: minutes more than `make test` has.
 chaos: install .venv/moto/installed
-	$(BIN)/python -m pytest -n 2 --dist load -m chaos
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m chaos
 
 # What only a CUDA device can show: NaN in sampling, random state, bf16, memory.
 gpu-check: install

@@ -4,7 +4,6 @@ The moments come from a seed, printed with every failure; PREFTUNE_CHAOS_SEED re
 """
 
 import json
-import os
 import random
 import re
 import shutil
@@ -14,10 +13,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from faulty import laid_out, searched, seeded, settings, trained
 from searching import lines, preftune, start, story, wait_for
 
 from results.run import Run, open_run
@@ -25,111 +24,10 @@ from tune.scheduler import goes_on
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
-SPEC = """
-model: quickstart
-dataset: {path: quickstart, validation_pairs: 64}
-judge: ./judge.py
-space:
-  learning_rate: {loguniform: [1.0e-4, 4.0e-4]}
-  beta: {loguniform: [0.3, 1.0]}
-  per_device_train_batch_size: {choice: [4, 8]}
-training: {max_length: 128, loss_type: [sigmoid, sft]}
-evaluation: {prompts: 24, max_new_tokens: 24}
-budget: {pairs: 216}
-search: {trials: 10, concurrent: 1, seed: 7}
-verify: {finalists: 2, seeds: 1, prompts: 96}
-resources: {gpu: 0}
-"""
-
-# The quickstart's judge. Being loaded in the trial's own process, it also counts the pairs that are
-# trained on, and does to the process what `faults.json` says, at a step of training: once, unless
-# the fault is one that comes back.
-JUDGE = """
-import json, os, signal, sys
-from pathlib import Path
-import torch
-from ray.tune import get_context
-from transformers import Trainer
-from trainables.quickstart.judge import judge as exact
-
-HERE = Path(__file__).parent
-
-def trial():
-    return str(get_context().get_trial_name())
-
-def fault(place):
-    known = json.loads((HERE / "faults.json").read_text()).get(trial())
-    if not known or known["place"] != place:
-        return None
-    marker = HERE / f"{trial()}.{known['kind']}"
-    if known["once"] and marker.exists():
-        return None
-    return known, marker
-
-def step(self, *args, **kwargs):
-    with (HERE / "pairs.log").open("a") as log:
-        log.write(f"{trial()} {self.args.per_device_train_batch_size}\\n")
-    loss = before(self, *args, **kwargs)
-    found = fault("step")
-    if found and self.state.global_step >= found[0]["step"]:
-        known, marker = found
-        with marker.open("a") as log:
-            log.write(f"{os.getpid()}\\n")
-        if known["kind"].startswith("SIG"):
-            os.kill(os.getpid(), getattr(signal, known["kind"]))
-        elif known["kind"] == "memory":
-            if self.args.per_device_train_batch_size > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory, as if")
-        elif known["kind"] == "nan":
-            return loss * float("nan")
-        elif known["kind"] == "exit":
-            os._exit(3)
-        else:
-            raise ArithmeticError("the training step broke")
-    return loss
-
-if not hasattr(Trainer, "counted"):
-    before, Trainer.counted = Trainer.training_step, True
-    Trainer.training_step = step
-
-def judge(prompts, answers):
-    return exact(prompts, answers)
-"""
-
 
 @pytest.fixture(scope="module")
 def chance() -> random.Random:
-    seed = int(os.environ.get("PREFTUNE_CHAOS_SEED", random.randrange(10**6)))
-    print(f"PREFTUNE_CHAOS_SEED={seed}")  # noqa: T201  # pytest shows it with a failure
-    return random.Random(seed)
-
-
-def laid_out(folder: Path, **faults: dict[str, Any]) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "spec.yaml").write_text(SPEC)
-    (folder / "judge.py").write_text(JUDGE)
-    (folder / "faults.json").write_text(json.dumps(faults))
-    return folder
-
-
-def settings(*values: str) -> list[str]:
-    return [word for value in values for word in ("--set", value)]
-
-
-def trained(place: Path) -> Counter[str]:
-    """Pairs that each trial was trained on since the last look."""
-    path = place / "pairs.log"
-    counted: Counter[str] = Counter()
-    for line in path.read_text().splitlines() if path.exists() else []:
-        trial, pairs = line.split()
-        counted[trial] += int(pairs)
-    path.unlink(missing_ok=True)
-    return counted
-
-
-def searched(pairs: Counter[str]) -> int:
-    """Without those of verification, which no trial of Ray Tune trains."""
-    return sum(count for trial, count in pairs.items() if trial != "None")
+    return seeded()
 
 
 def end_with_family(process: "subprocess.Popen[str]") -> None:
@@ -263,11 +161,14 @@ def leftovers(run: Run) -> None:
     (run.folder / "stop").write_text("")  # asked for before the crash: the resumed one was not
 
 
-DAMAGES: dict[str, Callable[[Run], object]] = {
+AT_CHECKPOINT: dict[str, Callable[[Run], object]] = {
     "a checkpoint cut short": at_checkpoint(cut, "model.safetensors"),
     "a checkpoint with another bit": at_checkpoint(flip, "model.safetensors"),
     "a checkpoint without its checksums": at_checkpoint(Path.unlink, "meta.json"),
     "an optimizer state cut short": at_checkpoint(cut, "optimizer.pt"),
+    "leftovers of a write": leftovers,
+}
+ELSEWHERE: dict[str, Callable[[Run], object]] = {
     "half a line of the journal": half_a_line("study.journal"),
     "half a line of the decisions": half_a_line("decisions.jsonl"),
     "another bit in the reference's log-probs": lambda run: flip(
@@ -277,92 +178,36 @@ DAMAGES: dict[str, Callable[[Run], object]] = {
     "lost answers of the reference": lambda run: (
         prepared(run, "answers") / "validation.jsonl"
     ).unlink(),
-    "leftovers of a write": leftovers,
 }
 
 
 def test_what_a_crash_damages_is_noticed_and_worked_round(
     whole: tuple[Path, Run, int], chance: random.Random
 ) -> None:
-    """Ten crashes, each of which damages something else; the search ends as if nothing was."""
+    """Five crashes, each with two kinds of damage; the search ends as if nothing was."""
     place, undisturbed, _ = whole
-    damages = list(DAMAGES)
-    chance.shuffle(damages)
-    span = undisturbed.info["seconds"]["search"] / 12
+    pairs = list(
+        zip(
+            chance.sample(list(AT_CHECKPOINT.items()), 5),
+            chance.sample(list(ELSEWHERE.items()), 5),
+            strict=True,
+        )
+    )
+    span = undisturbed.info["seconds"]["search"] / 8
     storage = place / "worn"  # what is prepared there is damaged too
     shutil.copytree(place / "runs" / "prepared", storage / "prepared")
     harmed = []
-    crashes = interrupted_at_random(place, "worn", len(damages), span, chance, f"storage={storage}")
-    for name, run in zip(damages, crashes, strict=False):
-        DAMAGES[name](run)
-        harmed.append(name)
+    crashes = interrupted_at_random(place, "worn", len(pairs), span, chance, f"storage={storage}")
+    for pair, run in zip(pairs, crashes, strict=False):
+        for name, damage in pair:
+            damage(run)
+            harmed.append(name)
     print(f"damaged: {harmed}")  # noqa: T201
-    assert len(harmed) >= 8
+    assert len(harmed) == 10
     preftune(place, "resume", "worn", "--storage", str(storage))
     worn = open_run("worn", storage)
     assert worn.state == "done"
     assert story(worn) == story(undisturbed)
-
-
-def test_processes_of_trials_that_break_cost_the_others_nothing(
-    whole: tuple[Path, Run, int], chance: random.Random
-) -> None:
-    """Nine trials, eight faults at random steps of training, two workers."""
-    kinds = {
-        "SIGKILL": True,  # the kernel, where memory runs out
-        "SIGSEGV": True,  # a library
-        "SIGTERM": True,
-        "SIGSTOP": False,  # it hangs
-        "exit": False,  # it dies each time
-        "memory": False,  # a device too small for the micro-batch
-        "nan": False,
-        "raise": False,
-    }
-    steps = {kind: chance.randrange(2, 24) for kind in kinds}
-    print(f"steps: {steps}")  # noqa: T201
-    faults = {
-        f"trial_{number:04d}": {"kind": kind, "once": once, "place": "step", "step": steps[kind]}
-        for number, (kind, once) in enumerate(kinds.items())
-    }
-    place = laid_out(whole[0].parent / "faults", **faults)
-    shutil.copytree(whole[1].storage / "prepared", place / "runs" / "prepared", dirs_exist_ok=True)
-    more = settings(
-        "search.trials=9",
-        "search.concurrent=2",
-        "search.scheduler=none",
-        "search.stuck_minutes=0.5",
-        "space.per_device_train_batch_size={choice: [8]}",
-    )
-    preftune(place, "run", "spec.yaml", "--name", "faults", *more)
-    run = open_run(place / "runs" / "faults")
-    ended = dict(zip([*kinds, "none"], run.trials(), strict=True))
-    states = {kind: trial.state for kind, trial in ended.items()}
-    assert states == {
-        **dict.fromkeys(["SIGKILL", "SIGSEGV", "SIGTERM", "memory", "none"], "complete"),
-        **dict.fromkeys(["SIGSTOP", "exit", "raise"], "failed"),
-        "nan": "infeasible",
-    }
-    causes = {
-        "SIGSTOP": "no report for 0.5 minutes (search.stuck_minutes)",
-        "exit": "its process died 3 times",
-        "raise": "ArithmeticError: the training step broke",
-        "nan": "the training loss is nan at step",
-    }
-    for kind, cause in causes.items():
-        assert cause in str(ended[kind].cause)
-        assert cause.split()[0] in preftune(place, "show", "--trial", str(ended[kind].number))
-    for kind in ("SIGKILL", "SIGSEGV", "SIGTERM"):
-        assert ended[kind].attrs["restarts"] == 1
-    assert ended["memory"].attrs["micro_batch"] == 2
-    hung = int((place / "trial_0003.SIGSTOP").read_text().split()[0])
-    assert not psutil.pid_exists(hung)
-    # A process that died costs what came after its last checkpoint: a tenth of the budget at most.
-    pairs = trained(place)
-    for number, kind in enumerate(kinds):
-        if kind.startswith("SIG") and kind != "SIGSTOP":
-            assert 216 < pairs[f"trial_{number:04d}"] <= 216 + 216 / 10 + 16
-    assert pairs["trial_0008"] == 216
-    assert (run.verdict() or {})["finalists"]
 
 
 def test_two_workers_and_dead_drivers(whole: tuple[Path, Run, int], chance: random.Random) -> None:

@@ -340,6 +340,7 @@ def weights(server: Server, run: str) -> set[str]:
 
 
 @pytest.mark.chaos
+@pytest.mark.xdist_group("bucket")  # they share two searches
 def test_search_in_a_bucket_is_the_one_on_disk(
     server: Server, on_disk: Run, in_bucket: Run
 ) -> None:
@@ -364,6 +365,7 @@ def test_search_in_a_bucket_is_the_one_on_disk(
 
 
 @pytest.mark.chaos
+@pytest.mark.xdist_group("bucket")  # they share two searches
 def test_warm_start_takes_its_weights_from_bucket_to_bucket(
     server: Server, in_bucket: Run, place: Path
 ) -> None:
@@ -384,6 +386,7 @@ def test_warm_start_takes_its_weights_from_bucket_to_bucket(
 
 
 @pytest.mark.chaos
+@pytest.mark.xdist_group("bucket")  # they share two searches
 def test_damaged_finalist_is_left_out_and_the_next_one_handed_over(
     server: Server, in_bucket: Run, place: Path
 ) -> None:
@@ -411,6 +414,7 @@ def first_steps(run: Run, number: int) -> int:
 
 
 @pytest.mark.chaos
+@pytest.mark.xdist_group("bucket")  # they share two searches
 def test_killed_driver_s_trials_go_on_from_the_bucket(
     server: Server, on_disk: Run, place: Path
 ) -> None:
@@ -437,6 +441,7 @@ def test_killed_driver_s_trials_go_on_from_the_bucket(
 
 
 @pytest.mark.chaos
+@pytest.mark.xdist_group("bucket")  # they share two searches
 def test_server_that_hangs_ends_the_search_not_its_trials(
     server: Server, on_disk: Run, place: Path
 ) -> None:
