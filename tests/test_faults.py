@@ -230,6 +230,36 @@ time.sleep(100)
     claim(tmp_path).release()
 
 
+@pytest.mark.parametrize("when", ["while Ray runs", "after it"])
+def test_ray_does_not_take_sigterm_over(tmp_path: Path, when: str) -> None:
+    """Its C++ core would abort the process three seconds after the signal."""
+    code = f"""
+import os, signal, time
+from tune.cluster import connected
+from tune.last_words import terminable
+with terminable():
+    try:
+        with connected(None, cpus=1):
+            if {when == "while Ray runs"}:
+                os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        time.sleep(5)
+        print("in good order")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "in good order\n" and "SIGTERM" not in done.stderr
+
+
 @pytest.mark.chaos
 def test_preparation_that_keeps_dying_is_told_in_one_sentence(tmp_path: Path) -> None:
     """Its task is started three times; then the command ends with what `run_search` raises."""

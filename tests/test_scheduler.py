@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from optuna.trial import TrialState
+from pyarrow import fs
 from ray.exceptions import RayTaskError
 
 from search_spaces.spec import Spec, validate
@@ -13,7 +14,7 @@ from trainables.errors import UserError
 from trainables.report import Report
 from trainables.store import build_once, checksum, write_text
 from tune.checkpoints import Checkpoints
-from tune.notice import Notice
+from tune.notice import ASKED, Notice
 from tune.prepare import recorded
 from tune.record import Record, create
 from tune.run import _sentence
@@ -84,6 +85,26 @@ class Desk:
             step=pairs, pairs=pairs, rung=rung, measures=measures, deltas=np.zeros(2, np.float32)
         )
         return self.scheduler.reported(number, report)
+
+
+def test_notice_waits_for_what_runs_and_starts_nothing_more(spec: Spec, tmp_path: Path) -> None:
+    desk = Desk(spec)
+    storage = SimpleNamespace(
+        storage_filesystem=fs.LocalFileSystem(), experiment_fs_path=str(tmp_path)
+    )
+    slow, dying, waiting = (
+        SimpleNamespace(trial_id=name, status=status, storage=storage)
+        for name, status in (("a", "RUNNING"), ("b", "RUNNING"), ("c", "PENDING"))
+    )
+    controller = SimpleNamespace(get_live_trials=lambda: [slow, dying, waiting])
+    desk.scheduler.notice.given = True
+    assert desk.scheduler.choose_trial_to_run(controller) is None
+    assert (tmp_path / ASKED).is_file()
+    dying.status = "ERROR"
+    assert desk.scheduler.choose_trial_to_run(controller) is None
+    desk.scheduler.notice.saved(slow)
+    with pytest.raises(KeyboardInterrupt):
+        desk.scheduler.choose_trial_to_run(controller)
 
 
 def test_stopped_trial_is_pruned_with_its_values_and_decision(spec: Spec) -> None:
