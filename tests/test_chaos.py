@@ -324,9 +324,9 @@ def test_signals_at_random_moments_end_in_the_resume_line(
         printed = process.communicate(timeout=100)[0]
         assert process.returncode == 130, printed
         assert printed.count("preftune resume signalled") == 1, printed
-        assert "Traceback" not in printed and "***" not in printed, printed
+        assert "Traceback" not in printed, printed
         assert open_run(folder).state == "interrupted"
-        assert left_running(family, 60) == []
+        assert left_running(family, 20) == []
         words = ("resume", "signalled")
     preftune(place, *words)
     assert story(open_run(folder)) == story(undisturbed)

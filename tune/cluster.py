@@ -6,19 +6,21 @@ import os
 import signal
 import socket
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 from filelock import FileLock
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainables.errors import UserError
+from tune.last_words import NOTICES, handled
 
 ROOT = Path(__file__).parent.parent
 # What workers import: these folders alone travel to the nodes of a cluster, whatever else stands
@@ -87,24 +89,11 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
     else:
         modules = {"py_modules": [str(ROOT / name) for name in PACKAGES]}
         options |= {"address": address, "runtime_env": modules | {"env_vars": ENVIRONMENT}}
+    before = psutil.Process().children(recursive=True)
     try:
-        if address is not None:
-            _reach(address)
-        with _own_sigterm():
-            context = ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if "InvalidAuthToken" in f"{error} {error.__cause__}":
-            # Ray sends its token to no address that was given by name, unless it is told to.
-            raise UserError(
-                f"the Ray cluster at {address!r} asks for its token: set RAY_AUTH_MODE=token, with "
-                "what `ray get-auth-token` prints there in ~/.ray/auth_token here"
-            ) from error
-        where = f"no Ray cluster answers at {address!r}" if address else "Ray does not start here"
-        way = "check --address" if address else "end other Ray processes with `ray stop`"
-        raise UserError(f"{where} ({str(error).partition(chr(10))[0]}): {way}") from error
-    # Ray prints a paragraph for each worker that dies, and has no option against it.
-    ray._private.worker._worker_logs_enabled = False
-    try:
+        context = _init(address, options)
+        # Ray prints a paragraph for each worker that dies, and has no option against it.
+        ray._private.worker._worker_logs_enabled = False
         alive = [node for node in ray.nodes() if node["Alive"]]
         have = ray.cluster_resources()
         url = context.dashboard_url
@@ -118,27 +107,76 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
             most_cpus=max(node["Resources"].get("CPU", 0.0) for node in alive),
         )
     finally:
-        with _own_sigterm():
+        started = set(psutil.Process().children(recursive=True)) - set(before)
+        with _undisturbed():
             ray.shutdown()
+        _end(started)
+
+
+def _init(address: str | None, options: dict[str, Any]) -> Any:
+    """Start Ray, or connect to it; return its context.
+
+    Raises:
+        UserError: as `connected`.
+    """
+    try:
+        if address is not None:
+            _reach(address)
+        with _undisturbed():
+            return ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if "InvalidAuthToken" in f"{error} {error.__cause__}":
+            # Ray sends its token to no address that was given by name, unless it is told to.
+            raise UserError(
+                f"the Ray cluster at {address!r} asks for its token: set RAY_AUTH_MODE=token, with "
+                "what `ray get-auth-token` prints there in ~/.ray/auth_token here"
+            ) from error
+        where = f"no Ray cluster answers at {address!r}" if address else "Ray does not start here"
+        way = "check --address" if address else "end other Ray processes with `ray stop`"
+        raise UserError(f"{where} ({str(error).partition(chr(10))[0]}): {way}") from error
+
+
+def _end(started: Collection[psutil.Process]) -> None:
+    """End those of Ray's processes on this machine that its own shutdown has left.
+
+    Those that have hardly started do not know yet whose end is theirs.
+    """
+    for process in psutil.wait_procs(started, timeout=3)[1]:
+        with suppress(psutil.Error):
+            if "ray" in " ".join(process.cmdline()):
+                process.kill()
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep SIGTERM ours while Ray starts or ends.
+def _undisturbed() -> Iterator[None]:
+    """Hold signals back while Ray starts or ends; a second one is let through.
 
-    Its Python handlers end the process without the resume line. Its C++ core puts one over ours
-    that aborts the process three seconds after the signal, and takes ours away with its own.
+    Interrupted there, Ray leaves processes behind or crashes. Its Python handlers of SIGTERM would
+    end the process without the resume line; its C++ core puts one over ours that aborts three
+    seconds after the signal, and takes ours away with its own.
+
+    Raises:
+        KeyboardInterrupt: a signal came meanwhile.
     """
+    held = False
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        nonlocal held
+        if held:
+            raise KeyboardInterrupt
+        held = True
+
     theirs = ray._private.utils.set_sigterm_handler
     ray._private.utils.set_sigterm_handler = lambda handler: None
-    ours = signal.getsignal(signal.SIGTERM)
     try:
-        yield
+        with handled(hold, signal.SIGINT, *NOTICES):
+            yield
     finally:
         ray._private.utils.set_sigterm_handler = theirs
-        if threading.current_thread() is threading.main_thread() and ours is not None:
-            signal.alarm(0)  # the three seconds, if they run
-            signal.signal(signal.SIGTERM, ours)
+        if held:
+            signal.alarm(0)  # the three seconds
+    if held:
+        raise KeyboardInterrupt
 
 
 def _reach(address: str) -> None:
