@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
 
 import trainables.quickstart.judge
+from results.licence import of_repository
 from search_spaces.spec import Spec
 from trainables import judge_file
 from trainables.chat_template import OURS
@@ -237,10 +238,17 @@ def prepare(
         )
     record.update(
         reference={"validation": measures},
-        model={"path": spec.model, "revision": inputs.commit, "folder": str(model)},
+        model={"path": spec.model, "revision": inputs.commit, "folder": str(model)}
+        | _licence("model", spec.model, inputs.commit),
+        dataset=_licence("dataset", d.path, commit),
         prepared=names,
     )
     return _preparation(model, data, reference, answers)
+
+
+def _licence(kind: Literal["model", "dataset"], path: str, commit: str | None) -> dict[str, str]:
+    """Note down a Hub repository's licence for the model card, as it is when it is used."""
+    return of_repository(kind, path, commit) if commit is not None else {}
 
 
 def reference_measures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -230,6 +230,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each body waits 40 ms for the client to confirm its head
 
     def log_message(self, *args: object) -> None:
         """Keep the test's output quiet."""
