@@ -141,13 +141,14 @@ def _metadata(
     dataset = hub_id(spec_dataset.get("path"))
     base = hub_id((run.info.get("model") or {}).get("path") or run.spec.get("model"))
     name = public_name(spec_dataset.get("path"))
+    config = spec_dataset.get("name")
     revision = ((run.data_report() or {}).get("source") or {}).get("revision")
     results = [
         EvalResult(
             task_type="text-generation",
             dataset_type=dataset or "preftune",
             dataset_name=name,
-            dataset_config=spec_dataset.get("name"),
+            dataset_config=config and public_name(config),
             dataset_split=chosen.split,
             dataset_revision=revision if dataset else None,
             metric_type=metric,
