@@ -60,9 +60,9 @@ def _unknown(name: str) -> str:
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
+        HfHubHTTPError,
         HTTPError,
         OfflineModeIsEnabled,
-        RepositoryNotFoundError,
     )
 
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
@@ -71,11 +71,15 @@ def _unknown(name: str) -> str:
         HfApi().model_info(name, timeout=10)
     except GatedRepoError:
         return ""  # it is there, and loading it says what to do
-    except RepositoryNotFoundError:
-        return f", and the Hub knows no {name!r}"
+    except HfHubHTTPError as error:
+        # Who is not logged in is told 401 of what is not there, as of what is private.
+        if error.response.status_code in (401, 404):
+            return f", and the Hub knows no {name!r}"
     except (HTTPError, OfflineModeIsEnabled):
-        return f", and the Hub cannot be asked for {name!r} now"
-    return ""
+        pass
+    else:
+        return ""
+    return f", and the Hub cannot be asked for {name!r} now"
 
 
 def _free(host: str, port: int) -> int:
