@@ -63,24 +63,36 @@ class Inputs:
         commit: of the model, where it comes from the Hub.
         source: the data set, as `source_of` identifies it.
         judge: checksum or commit of the judge, or None.
+        judge_commit: of the judge, where it comes from the Hub.
     """
 
     base: Path
     commit: str | None
     source: dict[str, str | None]
     judge: object
+    judge_commit: str | None
 
 
-def look_up(spec: Spec) -> Inputs:
-    """Find model, data and judge before anything is started.
+def look_up(spec: Spec, record: Record) -> Inputs:
+    """Find model, data and judge before anything is started, and pin what comes from the Hub.
+
+    The commits go into `run.json`: wherever the run goes on, it takes those again.
 
     Raises:
         UserError: one of them is not there, or the Hub does not give it.
     """
-    base, commit = snapshot(spec.model, spec.revision, trust_remote_code=spec.trust_remote_code)
-    d = spec.dataset
-    source = source_of(d.path, d.name, d.split, d.revision)
-    return Inputs(base, commit, source, _judge_content(spec.judge))
+    pinned, d = _pinned(record), spec.dataset
+    revision = pinned.get("model") or spec.revision
+    base, commit = snapshot(spec.model, revision, trust_remote_code=spec.trust_remote_code)
+    source = source_of(d.path, d.name, d.split, pinned.get("dataset") or d.revision)
+    judge, judge_commit = _judge_content(spec.judge, pinned.get("judge"))
+    commits = {"model": commit, "dataset": source["revision"], "judge": judge_commit}
+    record.update(revisions=commits)
+    return Inputs(base, commit, source, judge, judge_commit)
+
+
+def _pinned(record: Record) -> dict[str, str | None]:
+    return dict(record.info.get("revisions") or {})
 
 
 def recorded(spec: Spec, record: Record) -> Preparation | None:
@@ -107,20 +119,25 @@ def recorded(spec: Spec, record: Record) -> Preparation | None:
     if not model.is_dir():
         return None
     meta = json.loads((folders["answers"] / META).read_text(encoding="utf-8"))
-    if _judge_content(spec.judge) != meta["inputs"]["judge"]:
+    judge, commit = _judge_content(spec.judge, _pinned(record).get("judge"))
+    if judge != meta["inputs"]["judge"]:
         raise UserError(
             f"the judge {spec.judge!r} is not the one that run {record.folder.name} began with, "
             "and two judges' scores cannot be compared: put it back, or start a new run"
         )
-    return _preparation(model, folders["data"], folders["reference"], folders["answers"])
+    return _preparation(model, folders["data"], folders["reference"], folders["answers"], commit)
 
 
-def _preparation(model: Path, data: Path, reference: Path, answers: Path) -> Preparation:
+def _preparation(
+    model: Path, data: Path, reference: Path, answers: Path, judge_revision: str | None
+) -> Preparation:
     def split(name: str) -> Split:
         told = None if name == "train" else answers / f"{name}.jsonl"
         return Split(data / f"{name}.parquet", reference / f"{name}.npz", told)
 
-    search = Prepared(model, data / "tokenizer", split("train"), split("validation"))
+    search = Prepared(
+        model, data / "tokenizer", split("train"), split("validation"), judge_revision
+    )
     return Preparation(search, split("test"))
 
 
@@ -214,9 +231,8 @@ def prepare(
         "verify_prompts": spec.verify.prompts,
         "seed": spec.search.seed,
     }
-    answers = build_once(
-        prepared, "answers", answer_inputs, _build_answers(spec, cluster, gpus, model, data)
-    )
+    build_answers = _build_answers(spec, cluster, gpus, model, data, inputs.judge_commit)
+    answers = build_once(prepared, "answers", answer_inputs, build_answers)
     measures = reference_measures(read_lines(answers / "validation.jsonl"))
     for name, value in measures.items():
         bound = spec.objective.constraints.get(name)
@@ -243,7 +259,7 @@ def prepare(
         dataset=_licence("dataset", d.path, commit),
         prepared=names,
     )
-    return _preparation(model, data, reference, answers)
+    return _preparation(model, data, reference, answers, inputs.judge_commit)
 
 
 def _licence(kind: Literal["model", "dataset"], path: str, commit: str | None) -> dict[str, str]:
@@ -365,7 +381,12 @@ def _build_logps(
 
 
 def _build_answers(
-    spec: Spec, cluster: Cluster, gpus: float, model: Path, data: Path
+    spec: Spec,
+    cluster: Cluster,
+    gpus: float,
+    model: Path,
+    data: Path,
+    judge_revision: str | None,
 ) -> Callable[[Path], None]:
     def build_all(out: Path) -> None:
         held_out = [data / "validation.parquet", data / "test.parquet"]
@@ -379,11 +400,14 @@ def _build_answers(
             from trainables.reference import reference_answers
 
             device, _ = device_and_dtype(spec.precision)
+            judge = None
+            if spec.judge is not None:
+                judge = load_judge(sent.named(spec.judge), device, judge_revision)
             reference_answers(
                 sent.here(model),
                 sent.here(data),
                 folder,
-                None if spec.judge is None else load_judge(sent.named(spec.judge), device),
+                judge,
                 validation_prompts=spec.evaluation.prompts,
                 test_prompts=spec.verify.prompts,
                 max_new_tokens=spec.evaluation.max_new_tokens,
@@ -416,14 +440,15 @@ def _contents(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
     return {path.name: checksum(path) for path in sorted(found)}
 
 
-def _judge_content(judge: str | None) -> object:
+def _judge_content(judge: str | None, revision: str | None) -> tuple[object, str | None]:
+    """Return what tells a judge from another, and its commit if it comes from the Hub."""
     if judge is None:
-        return None
+        return None, None
     if judge == "quickstart":
-        return checksum(Path(inspect.getfile(trainables.quickstart.judge)))
+        return checksum(Path(inspect.getfile(trainables.quickstart.judge))), None
     local = Path(judge).expanduser()
     if local.is_file():
         judge_file.check(judge)
-        return checksum(local)
-    folder, commit = snapshot(judge)
-    return commit or _contents(folder, MODEL_FILES)
+        return checksum(local), None
+    folder, commit = snapshot(judge, revision)
+    return commit or _contents(folder, MODEL_FILES), commit
