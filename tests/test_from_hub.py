@@ -178,6 +178,7 @@ def test_the_shipped_search_comes_to_a_verdict(
         "revision": commits["model"],
         "folder": run.info["model"]["folder"],
     }
+    assert run.info["dataset"] == {"license": "mit"}  # the model's card says nothing
     ended = [trial for trial in run.trials() if trial.measures]
     assert [trial.measures["judge_score"] is not None for trial in ended] == [True, True]
     assert not [request for request in hub.requests if request.status == 500]
