@@ -73,26 +73,22 @@ class Inputs:
     judge_commit: str | None
 
 
-def look_up(spec: Spec, record: Record) -> Inputs:
-    """Find model, data and judge before anything is started, and pin what comes from the Hub.
+def look_up(spec: Spec, revisions: Mapping[str, str | None] | None = None) -> Inputs:
+    """Find model, data and judge before anything is started.
 
-    The commits go into `run.json`: wherever the run goes on, it takes those again.
+    Args:
+        spec: the resolved search.
+        revisions: the commits that an earlier driver of this run took, which go before the spec's.
 
     Raises:
         UserError: one of them is not there, or the Hub does not give it.
     """
-    pinned, d = _pinned(record), spec.dataset
+    pinned, d = revisions or {}, spec.dataset
     revision = pinned.get("model") or spec.revision
     base, commit = snapshot(spec.model, revision, trust_remote_code=spec.trust_remote_code)
     source = source_of(d.path, d.name, d.split, pinned.get("dataset") or d.revision)
     judge, judge_commit = _judge_content(spec.judge, pinned.get("judge"))
-    commits = {"model": commit, "dataset": source["revision"], "judge": judge_commit}
-    record.update(revisions=commits)
     return Inputs(base, commit, source, judge, judge_commit)
-
-
-def _pinned(record: Record) -> dict[str, str | None]:
-    return dict(record.info.get("revisions") or {})
 
 
 def recorded(spec: Spec, record: Record) -> Preparation | None:
@@ -119,7 +115,8 @@ def recorded(spec: Spec, record: Record) -> Preparation | None:
     if not model.is_dir():
         return None
     meta = json.loads((folders["answers"] / META).read_text(encoding="utf-8"))
-    judge, commit = _judge_content(spec.judge, _pinned(record).get("judge"))
+    pinned = record.info.get("revisions") or {}
+    judge, commit = _judge_content(spec.judge, pinned.get("judge"))
     if judge != meta["inputs"]["judge"]:
         raise UserError(
             f"the judge {spec.judge!r} is not the one that run {record.folder.name} began with, "
@@ -160,6 +157,8 @@ def prepare(
     prepared = record.folder.absolute().parent / "prepared"
     gpus = 1.0 if cluster.gpus and spec.resources.gpu != 0 else 0.0
     base, d = inputs.base, spec.dataset
+    revisions = {"model": inputs.commit, "dataset": inputs.source["revision"]}
+    record.update(revisions={**revisions, "judge": inputs.judge_commit})
 
     say("preparing the pairs")
     max_length = spec.fixed_training().get("max_length", 1024)
