@@ -85,7 +85,7 @@ def test_card_and_trl_config_name_the_lora_fields(searched: Run) -> None:
     assert verdict is not None and searched.best is not None
     rank = verdict["params"]["lora.r"]
     card = (searched.best / "README.md").read_text()
-    assert f"| `lora.r` | {rank} |" in card and "| `lora.lora_alpha` | 16 |" in card
+    assert f"| `lora.r` | `{rank}` |" in card and "| `lora.lora_alpha` | `16` |" in card
     text = (searched.best / "dpo.yaml").read_text()
     fields = yaml.safe_load(text)
     assert fields["use_peft"] is True and fields["lora_r"] == rank
