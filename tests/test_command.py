@@ -12,7 +12,6 @@ import yaml
 from search_spaces.spec import validate
 from trainables.errors import UserError
 from tune.prepare import look_up
-from tune.record import create
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,14 +128,10 @@ def test_unreachable_hub(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes", [{"dataset": {"path": "someone/no-such"}}, {"judge": "someone/no-such"}]
 )
-def test_all_that_a_spec_names_is_looked_up_before_the_start(
-    changes: dict[str, object], tmp_path: Path
-) -> None:
+def test_all_that_a_spec_names_is_looked_up_before_the_start(changes: dict[str, object]) -> None:
     """With the same sentence; tests run with HF_HUB_OFFLINE."""
-    spec = validate({**GOOD, **changes, "storage": str(tmp_path / "runs")})
-    record = create(spec, "looked-up", True, "preftune run")
     with pytest.raises(UserError, match=r"The Hub cannot be reached .* 'someone/no-such'"):
-        look_up(spec, record)
+        look_up(validate({**GOOD, **changes}))
 
 
 def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
