@@ -171,6 +171,11 @@ def refuse_token(contents: Mapping[str, Path | bytes], token: str) -> None:
 
 def _check_folder(target: Path) -> None:
     if not target.exists():
+        above = next(folder for folder in target.parents if folder.exists())
+        if not above.is_dir():
+            raise UserError(
+                f"{target} cannot be written ({above} is a file); name a folder that can."
+            )
         return
     if not target.is_dir():
         raise UserError(f"{target} is a file; name a folder to publish into.")
