@@ -102,16 +102,13 @@ def pairs() -> bytes:
     real = DATA / "ultrafeedback-argilla" / "train.parquet"
     if real.is_file():
         return real.read_bytes()
-
-    def talk(prompt: str, answer: str) -> list[dict[str, str]]:
-        return [{"content": prompt, "role": "user"}, {"content": answer, "role": "assistant"}]
-
     made = []
-    for i, row in enumerate(rows()[:400]):
-        prompt = f"{i}. {row['prompt']}"
-        answers = {key: talk(prompt, row[key]) for key in ("chosen", "rejected")}
-        rest = {column: None for column in COLUMNS if column not in answers}
-        made.append({**rest, **answers, "prompt": prompt})
+    for row in rows()[:400]:
+        # There, an answer begins with the user's turn, and the prompt stands apart as text.
+        row = {**row, "prompt": row["prompt"][0]["content"]} | {
+            side: [*row["prompt"], *row[side]] for side in ("chosen", "rejected")
+        }
+        made.append({column: row.get(column) for column in COLUMNS})
     return parquet_of(pa.Table.from_pylist(made).select(COLUMNS))
 
 
