@@ -7,11 +7,12 @@ from typing import Any
 from results.card_words import base_model, budget, data_set
 from results.errors import UserError
 from results.hub import PushResult, refuse_token, sizes
+from results.hub_names import check_name, tag_of, token_here
 from results.markdown import cell, code, literal
 from results.publish import public_name
 from results.run import Run
 from results.trial_data import curve_rows, parquet, trial_rows
-from results.upload import Upload, check_name, tag_of, token_here, upload
+from results.upload import Upload, upload
 from results.votes import votes
 
 TEMPLATE = Path(__file__).with_name("data_card.jinja")

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from results.card import published_texts
 from results.errors import UserError
+from results.hub_names import check_branch, check_name, tag_of, token_here
 from results.licence import completed, recorded
 from results.model_files import CONFIG, FIGURE, may_leave, model_files
 from results.publish import candidate
 from results.report import front_png
 from results.run import Run
-from results.upload import Upload, Uploaded, check_branch, check_name, tag_of, token_here, upload
+from results.upload import Upload, Uploaded, upload
 from results.words import verdict_sentence
 
 

@@ -13,8 +13,8 @@ from run_folder import write_model, write_run
 
 from results.errors import UserError
 from results.hub import push
+from results.hub_names import tag_of
 from results.run import Run, open_run
-from results.upload import tag_of
 
 ROOT = Path(__file__).resolve().parent.parent
 # huggingface_hub's own LFS upload passes its HTTP client a parameter by its older name.
