@@ -1,20 +1,34 @@
 """The model card of a published model: what was measured, in metadata and in words."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from results.card_words import (
+    base_model,
+    budget,
+    data_set,
+    figures_of,
+    finalists,
+    licence_words,
+    limits,
+    named,
+    rows,
+    space,
+)
 from results.doctor import Finding, of_data, of_trial
+from results.licence import Licence, recorded
+from results.markdown import cell, code, literal
+from results.public_spec import spec_yaml
 from results.publish import Candidate, candidate, hub_id, public_name
-from results.run import Run, leaderboard
+from results.run import Run
 from results.trl_config import dpo_yaml
-from results.words import compact, ending, judged, measure, verdict_sentence
+from results.words import compact, judged, measure, verdict_sentence
 
 TEMPLATE = Path(__file__).with_name("card.jinja")
 FIGURES = ("win_rate", "judge_score", "kl", "pair_loss", "accuracy", "length_ratio", "ended")
-ROWS = 5
-VERSIONS = ("preftune", "trl", "transformers", "torch")
 
 
 def model_card(
@@ -22,6 +36,10 @@ def model_card(
     trial: int | None = None,
     repo: str | None = None,
     full: Mapping[str, Any] | None = None,
+    *,
+    adapter: bool = False,
+    licence: Licence | None = None,
+    figure: bool = False,
 ) -> str:
     """Write the `README.md` of the winner's model, or of the given trial's.
 
@@ -30,6 +48,9 @@ def model_card(
         trial: a trial other than the winner.
         repo: where the model will be found; default: the folder `best` or `full` of the run.
         full: what `full.json` says, for the winner trained on all pairs.
+        adapter: the model is a LoRA adapter alone.
+        licence: of base and data set; default: what the run has recorded.
+        figure: `front.png` stands beside the card.
 
     Raises:
         UserError: the verdict names no winner and no trial was given.
@@ -39,42 +60,54 @@ def model_card(
     chosen = candidate(run, trial)
     if full:
         chosen = replace(chosen, measures=full["test"], passing=full["passing"])
+    licence = licence or recorded(run)
     verdict = run.verdict() or {}
-    base, dataset = _base(run), _dataset(run)
     judge = run.spec.get("judge")
-    prompts, pairs = (verdict.get(key, "?") for key in ("test_prompts", "test_pairs"))
-    of = " trained on all pairs" if full else ""
-    touched = "on which the search was verified" if full else "touched once"
-    where = f"{prompts} prompts and {pairs} pairs of the test split, {touched}"
-    if chosen.split != "test":
-        where = "the validation split, on which the search chose: nothing was verified"
-    versions = run.info.get("versions") or {}
+    told = None if full else judged(verdict, chosen.number)
+    home = repo or ("full" if full else "best")
     content = ModelCard.from_template(
-        _metadata(run, chosen, repo),
+        _metadata(run, chosen, repo, adapter, licence),
         template_path=str(TEMPLATE),
-        title=repo or run.name,
-        sentence=full["sentence"] if full else verdict_sentence(run),
-        judged=None if full else judged(verdict, chosen.number),
+        title=literal(repo or run.name),
+        sentence=literal(full["sentence"] if full else verdict_sentence(run)),
+        judged=literal(told) if told else None,
         passing=chosen.passing,
-        base=base,
-        dataset=dataset,
+        base=base_model(run),
+        dataset=data_set(run),
+        adapter=adapter,
         all_pairs=f"{full['pairs']:,}" if full else None,
         trials=len(run.trials()),
-        judge=f"Answers were judged by {public_name(judge)}." if judge else "There was no judge.",
-        figures_of=f"Of trial {chosen.number}{of}, measured on {where}.",
+        judge=f"Answers were judged by {named(judge)}." if judge else "There was no judge.",
+        figures_of=literal(figures_of(chosen, verdict, bool(full))),
         figures=[
             (name, measure(chosen.reference, name), measure(chosen.measures, name))
             for name in FIGURES
             if measure(chosen.measures, name) != "-"
         ],
-        wary=_wary(run, chosen, full),
+        finalists=finalists(verdict),
+        confidence=f"{100 * float(verdict.get('confidence') or 0):g}",
+        wary=[(literal(f.sign), literal(f.sentence)) for f in _wary(run, chosen, full)],
         wary_of=f"In the measures of the {'test' if full else 'validation'} split and in the data:",
-        repo=repo or ("full" if full else "best"),
-        params=[(name, _cell(compact(value))) for name, value in _fields(run, chosen).items()],
-        searched=run.searched,
+        limits=limits(run, chosen),
+        repo=home,
+        command=shlex.join(["preftune", "chat", home]),
+        download=shlex.join(["hf", "download", repo, "spec.yaml", "--local-dir", "."])
+        if repo
+        else None,
+        params=[(cell(name), cell(compact(value))) for name, value in _fields(run, chosen).items()],
+        space=space(run),
+        budget=budget(run),
+        searched=[cell(name) for name in run.searched],
         metric=run.metric,
-        rows=_rows(run),
-        versions=", ".join(f"{name} {versions[name]}" for name in VERSIONS if versions.get(name)),
+        figure=figure,
+        rows=rows(run),
+        licence=licence_words(licence),
+        versions=[
+            (cell(name), cell(version))
+            for name, version in (run.info.get("versions") or {}).items()
+        ],
+        made_by=_commit(run),
+        spec=bool(run.spec),
     )
     return str(content)
 
@@ -84,27 +117,40 @@ def published_texts(
     trial: int | None = None,
     repo: str | None = None,
     full: Mapping[str, Any] | None = None,
+    *,
+    adapter: bool = False,
+    licence: Licence | None = None,
+    figure: bool = False,
 ) -> dict[str, str]:
-    """The two files that are written rather than copied: file name -> text."""
-    return {
-        "README.md": model_card(run, trial, repo, full),
+    """The files that are written rather than copied: file name -> text."""
+    card = model_card(run, trial, repo, full, adapter=adapter, licence=licence, figure=figure)
+    texts = {
+        "README.md": card,
         "dpo.yaml": dpo_yaml(run, trial, full["pairs"] if full else None),
     }
+    spec = spec_yaml(run)
+    return texts if spec is None else texts | {"spec.yaml": spec}
 
 
-def _metadata(run: Run, chosen: Candidate, repo: str | None) -> Any:
+def _metadata(
+    run: Run, chosen: Candidate, repo: str | None, adapter: bool, licence: Licence
+) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     spec_dataset = run.spec.get("dataset") or {}
     dataset = hub_id(spec_dataset.get("path"))
     base = hub_id((run.info.get("model") or {}).get("path") or run.spec.get("model"))
     name = public_name(spec_dataset.get("path"))
+    config = spec_dataset.get("name")
+    revision = ((run.data_report() or {}).get("source") or {}).get("revision")
     results = [
         EvalResult(
             task_type="text-generation",
             dataset_type=dataset or "preftune",
             dataset_name=name,
+            dataset_config=config and public_name(config),
             dataset_split=chosen.split,
+            dataset_revision=revision if dataset else None,
             metric_type=metric,
             metric_name=metric,
             metric_value=round(float(chosen.measures[metric]), 4),
@@ -114,13 +160,21 @@ def _metadata(run: Run, chosen: Candidate, repo: str | None) -> Any:
     ]
     return ModelCardData(
         base_model=base,
+        # Said, since the Hub would have to guess it.
+        base_model_relation=("adapter" if adapter else "finetune") if base else None,
         datasets=[dataset] if dataset else None,
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["preftune", "trl", "dpo"],
+        tags=["preftune", "trl", "dpo", *(["lora"] if run.spec.get("lora") else [])],
         model_name=(repo or run.name).split("/")[-1],
         eval_results=results or None,
+        **cast(dict[str, Any], licence.model),
     )
+
+
+def _commit(run: Run) -> str | None:
+    commit = run.info.get("commit")
+    return code(commit) if commit else None
 
 
 def _fields(run: Run, chosen: Candidate) -> dict[str, Any]:
@@ -130,42 +184,10 @@ def _fields(run: Run, chosen: Candidate) -> dict[str, Any]:
     return chosen.params | {k: v for k, v in fixed.items() if k not in chosen.params}
 
 
-def _base(run: Run) -> str:
-    path = (run.info.get("model") or {}).get("path") or run.spec.get("model")
-    name = f"[{path}](https://huggingface.co/{path})" if hub_id(path) else f"`{public_name(path)}`"
-    return (
-        f"{name} (after a supervised pass over the chosen answers)" if run.spec.get("sft") else name
-    )
-
-
-def _dataset(run: Run) -> str:
-    path = (run.spec.get("dataset") or {}).get("path")
-    if hub_id(path):
-        return f"[{path}](https://huggingface.co/datasets/{path})"
-    return f"`{public_name(path)}`"
-
-
 def _wary(run: Run, chosen: Candidate, full: Mapping[str, Any] | None) -> list[Finding]:
     """What the doctor finds in the published weights and in the data."""
-    trial = run.trial(chosen.number)
+    # What an exception said may hold paths of this machine.
+    trial = replace(run.trial(chosen.number), cause=None)
     if full:  # other weights than the trial's: of the trial's limits and crashes they know nothing
         trial = replace(trial, measures=full["test"], constraints={}, attrs={})
     return [*of_trial(run, trial), *of_data(run)]
-
-
-def _rows(run: Run) -> list[list[str]]:
-    return [
-        [
-            str(trial.number),
-            ending(trial, run),
-            str(trial.pairs),
-            *(_cell(compact(trial.params.get(name, "-"))) for name in run.searched),
-            measure(trial.measures, run.metric),
-            measure(trial.measures, "kl"),
-        ]
-        for trial in leaderboard(run)[:ROWS]
-    ]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

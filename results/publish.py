@@ -7,6 +7,7 @@ from typing import Any
 
 from results.errors import UserError
 from results.run import Run
+from results.words import plain
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[a-z0-9][\w.-]*")
 
@@ -60,6 +61,6 @@ def hub_id(path: object) -> str | None:
 
 
 def public_name(path: object) -> str:
-    """A name fit to publish: of a local path only the last part."""
-    text = str(path or "unknown")
+    """A name fit to publish: of a local path only the last part, on one line."""
+    text = " ".join(plain(path or "unknown").split())
     return text if hub_id(text) else Path(text).name

@@ -54,6 +54,31 @@ def write_figures(run: Run) -> list[Path]:
     """
     from results.plots import figures
 
+    return _write(run, figures(run))
+
+
+def front_png(run: Run) -> Path | None:
+    """Return the figure of the objective against KL, drawn if it is missing or out of date.
+
+    Returns:
+        `figures/front.png` of the run folder; None where there is nothing to draw, or no browser
+        to draw it with.
+    """
+    from results.plots import front_figure
+
+    path = run.folder / "figures" / "front.png"
+    sources = [run.folder / name for name in ("study.journal", "verdict.json", "spec.yaml")]
+    newest = max((file.stat().st_mtime for file in sources if file.is_file()), default=0.0)
+    if path.is_file() and path.stat().st_mtime >= newest:
+        return path
+    figure = front_figure(run)
+    try:
+        return None if figure is None else _write(run, {"front": figure})[0]
+    except (UserError, OSError):
+        return None
+
+
+def _write(run: Run, figures: dict[str, Any]) -> list[Path]:
     try:
         import kaleido
         from choreographer.errors import BrowserFailedError, ChromeNotFoundError
@@ -65,7 +90,7 @@ def write_figures(run: Run) -> list[Path]:
     folder.mkdir(exist_ok=True)
     paths = []
     drawn: list[dict[str, Any]] = []
-    for name, figure in figures(run).items():
+    for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
         size = {"width": 900, "height": figure.layout.height, "scale": SCALE}
         drawn.append({"fig": figure, "path": paths[-1], "opts": size})

@@ -92,7 +92,9 @@ def _bf16(run: Run) -> bool:
 
 
 def _comments(run: Run, path: Any, dataset: dict[str, Any], lora: dict[str, Any]) -> list[str]:
-    lines = [f"Found by preftune in run {run.name}; use it with: trl dpo --config dpo.yaml"]
+    lines = [
+        f"Found by preftune in run {public_name(run.name)}; use it with: trl dpo --config dpo.yaml"
+    ]
     if run.spec.get("sft"):
         lines.append("The search started from this model after a supervised pass: do that first.")
     elif not hub_id(path):

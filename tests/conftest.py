@@ -1,6 +1,7 @@
 """What several test files share: one thread, no internet, and the quickstart prepared once."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from hub import Hub
 
 from search_spaces.spec import Spec, validate
 from trainables.prepared import Prepared, Split
@@ -27,6 +29,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _one_thread() -> None:
     """Models this small lose more to threads that wait for each other than they win."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A Hub on loopback without repositories; processes find it by `hub.environment(...)`."""
+    with Hub(tmp_path / "hub") as hub:
+        yield hub
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two switches of this process's client, read at its import: plain LFS, and not offline."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture(scope="session")

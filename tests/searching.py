@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "COLUMNS": "140", "HF_TOKEN": PLANTED}
 
 
-def preftune(place: Path, *arguments: str, code: int = 0) -> str:
-    """Run the command; return what it printed."""
+def preftune(
+    place: Path, *arguments: str, code: int = 0, settings: Mapping[str, str] | None = None
+) -> str:
+    """Run the command, with other environment variables if need be; return what it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "tune", *arguments],
         cwd=place,
-        env=environment(),
+        env={**environment(), **(settings or {})},
         capture_output=True,
         text=True,
         timeout=500,

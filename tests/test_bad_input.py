@@ -172,7 +172,10 @@ def prepared(here: Path) -> None:
         names[stage] = f"{stage}-0123"
         for name in files:
             text(f"prepared/{stage}-0123/{name}", stage)(here)
-        seal(here / "prepared" / f"{stage}-0123", inputs={"judge": _judge_content("quickstart")})
+        seal(
+            here / "prepared" / f"{stage}-0123",
+            inputs={"judge": _judge_content("quickstart", None)[0]},
+        )
     changed("won/run.json", prepared={**names, "sft": None})(here)
     spec()(here / "won")
 

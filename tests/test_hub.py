@@ -1,268 +1,254 @@
-"""Publishing over real HTTP, against a small server that speaks the Hub's upload protocol."""
+"""Publishing a model through the Hub's own client over real HTTP, to the Hub on loopback."""
 
-import base64
-import hashlib
 import json
-import socket
+import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from hub import Hub, Repository
 from run_folder import write_model, write_run
 
 from results.errors import UserError
 from results.hub import push
-from results.run import open_run
+from results.hub_names import tag_of
+from results.run import Run, open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 # huggingface_hub's own LFS upload passes its HTTP client a parameter by its older name.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+    pytest.mark.usefixtures("online"),
+]
 TOKEN = "hf_only_for_this_test"
-
-
-class Hub(ThreadingHTTPServer):
-    """Repositories in memory: name -> {"private": ..., "files": {path: bytes}}."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.repos: dict[str, dict[str, Any]] = {}
-        self.blobs: dict[str, bytes] = {}
-        self.commits: list[str] = []
-        self.refuse: int | None = None  # a status that answers every request
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args: object) -> None:
-        """Keep the test's output quiet."""
-
-    def _body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-    def _answer(self, status: int, value: Any) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        name = self.path.removeprefix("/api/models/")
-        if self.server.refuse:
-            return self._answer(self.server.refuse, {"error": "no"})
-        if name not in self.server.repos:
-            return self._answer(404, {"error": "Repository not found"})
-        private = self.server.repos[name]["private"]
-        self._answer(200, {"id": name, "private": private, "siblings": [], "tags": []})
-
-    def do_PUT(self) -> None:
-        data = self._body()
-        assert self.path.removeprefix("/blob/") == hashlib.sha256(data).hexdigest()
-        self.server.blobs[hashlib.sha256(data).hexdigest()] = data
-        self._answer(200, {})
-
-    def do_POST(self) -> None:
-        body = self._body()
-        if self.server.refuse:
-            self._answer(self.server.refuse, {"error": "no"})
-        elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self._answer(401, {"error": "Invalid credentials"})
-        elif self.path == "/api/repos/create":
-            self._create(json.loads(body))
-        elif self.path == "/api/validate-yaml":
-            self._answer(200, {"warnings": [], "errors": []})
-        elif "/preupload/" in self.path:
-            self._preupload(json.loads(body))
-        elif self.path.endswith("/objects/batch"):
-            self._batch(json.loads(body))
-        else:
-            self._commit([json.loads(line) for line in body.splitlines()])
-
-    def _create(self, wanted: dict[str, Any]) -> None:
-        name = f"{wanted['organization'] or 'me'}/{wanted['name']}"
-        known = name in self.server.repos
-        private = wanted.get("visibility") == "private"
-        self.server.repos.setdefault(name, {"private": private, "files": {}})
-        address = f"{self.server.address}/{name}"
-        self._answer(409 if known else 200, {"url": address, "name": name, "error": "exists"})
-
-    def _preupload(self, wanted: dict[str, Any]) -> None:
-        files = [
-            {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
-                "shouldIgnore": False,
-            }
-            for file in wanted["files"]
-        ]
-        self._answer(200, {"files": files})
-
-    def _batch(self, wanted: dict[str, Any]) -> None:
-        objects = [
-            {
-                **entry,
-                "actions": {"upload": {"href": f"{self.server.address}/blob/{entry['oid']}"}},
-            }
-            for entry in wanted["objects"]
-        ]
-        self._answer(200, {"transfer": "basic", "objects": objects})
-
-    def _commit(self, lines: list[dict[str, Any]]) -> None:
-        name = "/".join(self.path.split("/")[3:5])
-        files = self.server.repos[name]["files"]
-        for line in lines:
-            value = line["value"]
-            if line["key"] == "header":
-                self.server.commits.append(value["summary"])
-            elif line["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                files[value["path"]] = self.server.blobs[value["oid"]]
-        address = f"{self.server.address}/{name}/commit/abc"
-        self._answer(200, {"commitUrl": address, "commitOid": "abc", "success": True})
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture(autouse=True)
-def client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two switches of the client, read at import: plain LFS, and online where the tests are not."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    storage = tmp_path_factory.mktemp("runs")
-    write_run(storage, "won")
-    write_run(storage, "lost", outcome="none")
-    (storage / "won" / "best" / "optimizer.pt").write_text("must never leave")
-    (storage / "won" / "best" / "notes.txt").write_text("nor this")
-    return storage
-
-
+PICTURE = b"\x89PNG\r\n\x1a\n as if drawn"
 PUBLISHED = [
     "README.md",
     "chat_template.jinja",
     "config.json",
     "dpo.yaml",
+    "front.png",
     "generation_config.json",
     "model.safetensors",
+    "spec.yaml",
     "tokenizer.json",
     "tokenizer_config.json",
 ]
 
 
-def test_push_makes_one_commit_of_the_allowed_files(hub: Hub, storage: Path) -> None:
-    run = open_run("won", storage)
-    result = push(run, "me/winner", private=True, token=TOKEN, endpoint=hub.address)
-    repo = hub.repos["me/winner"]
-    assert repo["private"] is True
-    assert sorted(repo["files"]) == PUBLISHED == list(result.files)
+def draw(folder: Path) -> None:
+    """Put a figure there, so that no browser has to be started for one."""
+    (folder / "figures").mkdir(exist_ok=True)
+    (folder / "figures" / "front.png").write_bytes(PICTURE)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    write_run(tmp_path / "runs", "won")
+    draw(tmp_path / "runs" / "won")
+    return open_run("won", tmp_path / "runs")
+
+
+@pytest.fixture
+def me(hub: Hub) -> Hub:
+    """The Hub, which knows `me` by the token."""
+    hub.add_token(TOKEN, "me", "write")
+    return hub
+
+
+def published(repository: Repository, revision: str = "main") -> list[str]:
+    return [name for name in repository.files(revision) if name != ".gitattributes"]
+
+
+def pushed(hub: Hub, run: Run, repo: str = "me/winner", **options: object) -> str:
+    """Push, and return the commit that the branch is at."""
+    done = push(run, repo, token=TOKEN, endpoint=hub.endpoint, **options)  # type: ignore[arg-type]
+    assert done.uploaded is not None
+    return done.uploaded.commit
+
+
+def test_push_makes_one_commit_of_the_allowed_files_and_a_tag(me: Hub, run: Run) -> None:
+    result = push(run, "me/winner", private=True, token=TOKEN, endpoint=me.endpoint)
+    repository = me.repository("me/winner")
+    assert repository.state["private"] is True
+    assert published(repository) == PUBLISHED == list(result.files)
     weights = run.folder / "best" / "model.safetensors"
-    assert repo["files"]["model.safetensors"] == weights.read_bytes()
-    assert 'model="me/winner"' in repo["files"]["README.md"].decode()
-    assert yaml.safe_load(repo["files"]["dpo.yaml"])["learning_rate"] == 2.1e-4
-    assert hub.commits == ["Publish trial 0 of preftune run won"]
-    assert result.where == f"{hub.address}/me/winner" and result.commit == "abc"
-    for name, content in repo["files"].items():
-        assert str(storage).encode() not in content, f"{name} tells a local path"
+    assert repository.read("model.safetensors") == weights.read_bytes()
+    assert repository.files()["model.safetensors"].lfs
+    assert repository.read("front.png") == PICTURE
+    assert 'model="me/winner"' in repository.read("README.md").decode()
+    assert yaml.safe_load(repository.read("dpo.yaml"))["learning_rate"] == 2.1e-4
+    (head, commit), first = repository.history()
+    assert commit["title"] == "Publish trial 0 of preftune run won"
+    assert first[1]["title"] == "initial commit"
+    assert repository.state["tags"] == {"won": head}
+    assert result.where == f"{me.endpoint}/me/winner"
+    assert result.uploaded is not None and result.uploaded.commit == head
+    for name in published(repository):
+        content = repository.read(name)
+        assert str(run.storage).encode() not in content, f"{name} tells a local path"
+        assert TOKEN.encode() not in content
 
 
-def test_second_push_reuses_the_repository(hub: Hub, storage: Path) -> None:
-    run = open_run("won", storage)
-    for _ in range(2):
-        push(run, "winner", token=TOKEN, endpoint=hub.address)
-    assert list(hub.repos) == ["me/winner"] and len(hub.commits) == 2
+def test_second_push_changes_nothing(me: Hub, run: Run) -> None:
+    first = push(run, "winner", token=TOKEN, endpoint=me.endpoint).uploaded
+    second = push(run, "winner", token=TOKEN, endpoint=me.endpoint).uploaded
+    assert first is not None and second is not None
+    assert (first.committed, first.tagged) == (True, True)
+    assert (second.committed, second.tagged) == (False, False)
+    assert (second.commit, second.tag) == (first.commit, "won")
+    assert me.repositories() == ["me/winner"]
+    assert len(me.repository("me/winner").history()) == 2
+    assert len(me.asked("PUT", "^/lfs/")) == 1  # the weights, once
     with pytest.raises(UserError, match="exists and is public"):
-        push(run, "winner", private=True, token=TOKEN, endpoint=hub.address)
-    assert len(hub.commits) == 2
+        push(run, "winner", private=True, token=TOKEN, endpoint=me.endpoint)
 
 
-def test_the_environment_names_the_hub_and_the_token(hub: Hub, storage: Path) -> None:
-    code = (
-        "import sys; from results.hub import push; from results.run import open_run;"
-        "print(push(open_run('won', sys.argv[1]), 'me/from-env').commit)"
+def test_stale_files_of_ours_go_and_foreign_ones_stay(me: Hub, run: Run) -> None:
+    pushed(me, run)
+    repository = me.repository("me/winner")
+    shards = {f"model-0000{n}-of-00002.safetensors": b"old" for n in (1, 2)}
+    index = {"model.safetensors.index.json": b"{}", "adapter_config.json": b"{}"}
+    theirs = {"cat.png": b"cat", "extra.safetensors": b"mine", "eval/config.json": b"{}"}
+    repository.commit({**shards, **index, **theirs}, title="By hand")
+    pushed(me, run)
+    names = published(repository)
+    assert sorted({*PUBLISHED, *theirs}) == sorted(names)
+    assert (
+        repository.read("extra.safetensors") == b"mine" and ".gitattributes" in repository.files()
     )
-    settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(storage)],
-        env={**settings, "PATH": "/usr/bin", "HF_HOME": str(storage / "hf")},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout.strip() == "abc", done.stderr
-    assert sorted(hub.repos["me/from-env"]["files"]) == PUBLISHED
+    assert len(repository.history()) == 4  # the shards went in the one commit
 
 
-def test_dry_run_touches_nothing(hub: Hub, storage: Path, tmp_path: Path) -> None:
-    run = open_run("won", storage)
-    result = push(run, "me/winner", dry_run=True, token=TOKEN, endpoint=hub.address)
-    assert list(result.files) == PUBLISHED and not hub.repos
+def test_a_tag_is_never_moved(me: Hub, run: Run) -> None:
+    first = pushed(me, run)
+    repository = me.repository("me/winner")
+    repository.commit({"cat.png": b"cat"}, title="A foreign file alone makes no new tag")
+    pushed(me, run)
+    assert repository.state["tags"] == {"won": first}
+    shutil.rmtree(run.folder / "best")
+    write_model(run.folder / "best", seed=2)
+    second = pushed(me, run)
+    assert second != first and repository.state["tags"] == {"won": first, "won-v2": second}
+    pushed(me, run)
+    assert len(repository.state["tags"]) == 2
+    # Back to the first weights: the first tag stands for them.
+    shutil.rmtree(run.folder / "best")
+    write_model(run.folder / "best", seed=0)
+    pushed(me, run)
+    assert repository.state["tags"] == {"won": first, "won-v2": second}
+
+
+def test_tags_are_names_that_git_takes() -> None:
+    assert tag_of("won") == "won" and tag_of("won", "trial-3") == "won-trial-3"
+    assert tag_of("a..b") == "a.b" and tag_of("x.lock") == "x-lock" and tag_of("x.") == "x"
+    assert tag_of("mein Lauf~1^{}:?*[\\@") == "mein-Lauf-1" and tag_of("é") == "run"
+
+
+def test_another_branch(me: Hub, run: Run) -> None:
+    commit = pushed(me, run, revision="next/try")
+    repository = me.repository("me/winner")
+    assert published(repository) == [] and published(repository, "next/try") == PUBLISHED
+    assert repository.state["tags"] == {"won": commit}
+    for bad in ("-x", "a..b", "a b", "x.lock", "a/", "/a"):
+        with pytest.raises(UserError, match="--revision .* can be no branch"):
+            pushed(me, run, revision=bad)
+
+
+def test_another_model_is_not_replaced(me: Hub, run: Run) -> None:
+    theirs = me.create("me/thesis")
+    theirs.commit({"config.json": b"{}", "pytorch_model.bin": b"x"})
+    with pytest.raises(UserError, match="has not pushed and would replace .config.json"):
+        pushed(me, run, "me/thesis")
+    assert len(theirs.history()) == 2 and theirs.state["tags"] == {}
+
+
+def test_nothing_but_the_listed_kinds_leaves(me: Hub, run: Run, tmp_path: Path) -> None:
+    best = run.folder / "best"
+    planted = "hf_planted_in_the_folder"
+    (best / "optimizer.pt").write_text("must never leave")
+    (best / "optimizer.safetensors").write_bytes(b"nor this")
+    (best / ".env").write_text(f"HF_TOKEN={planted}")
+    (best / "token").write_text(planted)
+    (best / "settings.json").write_text(json.dumps({"token": planted}))
+    (best / "pytorch_model.bin").write_bytes(b"\x80\x04pickle")
+    (best / "x.pkl").write_bytes(b"\x80\x04pickle")
+    (best / "training_args.bin").write_bytes(b"\x80\x04pickle")
+    (best / "model.safetensors.bak").write_bytes(b"x")
+    (best / "notes").mkdir()
+    (best / "notes" / "config.json").write_text(planted)
+    pushed(me, run)
+    push(run, str(tmp_path / "out"))
+    repository = me.repository("me/winner")
+    assert published(repository) == PUBLISHED
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == PUBLISHED
+    blobs = list((me.root / "blobs").iterdir())
+    assert blobs and not any(planted.encode() in blob.read_bytes() for blob in blobs)
+
+
+def test_links_are_not_followed(me: Hub, run: Run, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("private")
+    for target in (secret, Path("optimizer.pt")):
+        (run.folder / "best" / "optimizer.pt").write_text("state")
+        link = run.folder / "best" / "vocab.txt"
+        link.symlink_to(target)
+        with pytest.raises(UserError, match=r"vocab.txt is a link to .*; put the file itself"):
+            pushed(me, run)
+        link.unlink()
+    assert me.repositories() == []
+
+
+def test_the_token_itself_is_never_published(me: Hub, run: Run) -> None:
+    path = run.folder / "best" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "note": TOKEN}))
+    with pytest.raises(UserError, match=r"generation_config.json holds the .* token") as error:
+        pushed(me, run)
+    assert TOKEN not in str(error.value) and me.repositories() == []
+
+
+def test_the_command_says_what_it_did(me: Hub, run: Run, tmp_path: Path) -> None:
+    def preftune(*words: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tune", *words, "--storage", str(run.storage)],
+            env={**me.environment(tmp_path / "home", token), "PATH": "/usr/bin:/bin"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    done = preftune("push", "won", "me/from-env", "--dry-run", token=None)
+    assert done.returncode == 0 and "trial 0 would go to me/from-env" in done.stdout, done.stderr
+    assert f"{len(PICTURE)}  front.png" in done.stdout and not me.requests
+    done = preftune("push", "won", "me/from-env")
+    assert done.returncode == 0, done.stderr
+    assert f"trial 0 published to {me.endpoint}/me/from-env (commit " in done.stdout
+    assert done.stdout.endswith("\ntag won\n")
+    assert published(me.repository("me/from-env")) == PUBLISHED
+    again = preftune("push", "won", "me/from-env")
+    assert "is in " in again.stdout and "already: nothing to commit" in again.stdout
+    assert "tag won was there" in again.stdout
+    assert TOKEN not in done.stdout + done.stderr + again.stdout + again.stderr
+    none = preftune("push", "won", "me/from-env", token=None)
+    assert none.returncode == 1 and "no Hugging Face token" in none.stderr
+    assert "Traceback" not in none.stderr
+
+
+def test_dry_run_touches_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    result = push(run, "me/winner", dry_run=True)
+    assert list(result.files) == PUBLISHED and result.uploaded is None
     weights = run.folder / "best" / "model.safetensors"
     assert result.files["model.safetensors"] == weights.stat().st_size
     push(run, str(tmp_path / "out"), dry_run=True)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        (401, "does not accept the token .* `hf auth login`"),
-        (403, "may not write to me/winner"),
-        (404, "no user or organization"),
-        (500, r"refused me/winner \(500"),
-    ],
-)
-def test_refusals_are_sentences(hub: Hub, storage: Path, status: int, words: str) -> None:
-    hub.refuse = status
-    with pytest.raises(UserError, match=words):
-        push(open_run("won", storage), "me/winner", token=TOKEN, endpoint=hub.address)
-
-
-def test_no_token_bad_name_and_no_network(
-    storage: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    run = open_run("won", storage)
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        nowhere = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    with pytest.raises(UserError, match="cannot be reached"):
-        push(run, "me/winner", token=TOKEN, endpoint=nowhere)
-    with pytest.raises(UserError, match="no name of a repository"):
-        push(run, "a/b/c", token=TOKEN, endpoint=nowhere)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-    with pytest.raises(UserError, match="no Hugging Face token .* `hf auth login`"):
-        push(run, "me/winner")
-
-
-def test_local_folder_gets_a_plain_copy(storage: Path, tmp_path: Path) -> None:
-    run = open_run("won", storage)
+def test_local_folder_gets_a_plain_copy(run: Run, tmp_path: Path) -> None:
     target = tmp_path / "models" / "winner"
     for _ in range(2):  # an earlier push is replaced
         assert push(run, str(target)).where == str(target)
@@ -272,27 +258,28 @@ def test_local_folder_gets_a_plain_copy(storage: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not an earlier push .it holds thesis.tex"):
         push(run, str(target))
     assert (target / "thesis.tex").read_text() == "mine"
+    for options in ({"private": True}, {"revision": "next"}):
+        with pytest.raises(UserError, match="is of no use with the local folder"):
+            push(run, str(target), **options)  # type: ignore[arg-type]
 
 
-def test_the_copy_loads_in_transformers(storage: Path, tmp_path: Path) -> None:
-    from transformers import pipeline
-
-    push(open_run("won", storage), str(tmp_path / "winner"))
-    chat = pipeline("text-generation", model=str(tmp_path / "winner"), device="cpu")
-    answer = chat([{"role": "user", "content": "Hello!"}], max_new_tokens=4)
-    assert answer[0]["generated_text"][-1]["role"] == "assistant"
-
-
-def test_without_a_passing_verdict_only_by_force(storage: Path, tmp_path: Path) -> None:
-    run = open_run("lost", storage)
+def test_without_a_passing_verdict_only_by_force(me: Hub, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "runs", "lost", outcome="none")
+    draw(folder)
+    run = open_run(folder)
     with pytest.raises(UserError, match="no winner to publish"):
-        push(run, str(tmp_path / "out"))
+        pushed(me, run)
     with pytest.raises(UserError, match="Trial 3 .*no passing verdict.*--force"):
-        push(run, str(tmp_path / "out"), trial=3)
+        pushed(me, run, trial=3)
     with pytest.raises(UserError, match="cannot be published: .* has no config.json"):
-        push(run, str(tmp_path / "out"), trial=3, force=True)
+        pushed(me, run, trial=3, force=True)
+    with pytest.raises(UserError, match="trained whole models, no LoRA adapters"):
+        pushed(me, run, trial=3, force=True, adapter=True)
+    assert me.requests == []
     write_model(run.trial_folder(3) / "checkpoint")
-    push(run, str(tmp_path / "out"), trial=3, force=True)
-    card = (tmp_path / "out" / "README.md").read_text()
+    commit = pushed(me, run, trial=3, force=True)
+    repository = me.repository("me/winner")
+    card = repository.read("README.md").decode()
     assert "**Published without a passing verdict.**" in card
     assert "nothing was verified" in card
+    assert repository.state["tags"] == {"lost-trial-3": commit}

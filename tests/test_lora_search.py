@@ -1,10 +1,17 @@
 """A whole search of LoRA adapters through real Ray, to a merged winner."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
+from clean import python
+from hub import Hub
 from peft import PeftModel
 from searching import preftune
+from test_hub import TOKEN, draw, pushed
+from test_round_trip import ASKED, READ
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from results.run import Run, open_run
@@ -78,7 +85,7 @@ def test_card_and_trl_config_name_the_lora_fields(searched: Run) -> None:
     assert verdict is not None and searched.best is not None
     rank = verdict["params"]["lora.r"]
     card = (searched.best / "README.md").read_text()
-    assert f"| `lora.r` | {rank} |" in card and "| `lora.lora_alpha` | 16 |" in card
+    assert f"| `lora.r` | `{rank}` |" in card and "| `lora.lora_alpha` | `16` |" in card
     text = (searched.best / "dpo.yaml").read_text()
     fields = yaml.safe_load(text)
     assert fields["use_peft"] is True and fields["lora_r"] == rank
@@ -97,10 +104,31 @@ def test_winner_is_pushed_whole(searched: Run) -> None:
     assert load_model(place / "published").num_parameters() == load_model(BASE).num_parameters()
 
 
-def test_adapter_alone_is_not_pushed_as_a_model(searched: Run) -> None:
+def test_adapter_alone_is_pushed_merged_or_not_at_all(searched: Run) -> None:
     winner = (searched.verdict() or {})["winner"]
     place = searched.storage.parent
+    said = preftune(place, "push", "lora", "./alone", "--adapter", code=1)
+    assert "quickstart is on this machine alone" in said and not (place / "alone").exists()
+    whole = (searched.folder / "best" / "model.safetensors").read_bytes()
     (searched.folder / "best").rename(place / "away")
-    said = preftune(place, "push", "lora", "./other", code=1)
+    preftune(place, "push", "lora", "./other")
+    assert (place / "other" / "model.safetensors").read_bytes() == whole
+    checkpoint = searched.folder / searched.trial(winner).attrs["checkpoint"]
+    checkpoint.rename(place / "kept")
+    said = preftune(place, "push", "lora", "./third", code=1)
+    (place / "kept").rename(checkpoint)
     (place / "away").rename(searched.folder / "best")
-    assert f"Trial {winner}" in said and "LoRA adapter" in said and not (place / "other").exists()
+    assert f"Trial {winner}" in said and "Weights are kept of the best few trials only" in said
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_pushed_and_downloaded_it_says_what_best_says(
+    searched: Run, hub: Hub, online: None, tmp_path: Path
+) -> None:
+    """A whole search, its winner on the Hub, and a stranger's process that downloads it."""
+    draw(searched.folder)
+    hub.add_token(TOKEN, "me", "write")
+    pushed(hub, searched, "me/lora")
+    asked = json.dumps(ASKED)
+    here = python(hub, tmp_path / "here", READ, str(searched.folder / "best"), asked)
+    assert python(hub, tmp_path / "there", READ, "me/lora", asked) == here

@@ -3,10 +3,11 @@
 import os.path
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
     HfHubHTTPError,
@@ -40,44 +41,68 @@ def hub_errors(kind: Kind, path: str, revision: str | None) -> Iterator[None]:
     Raises:
         UserError: if it does not exist, is gated, or the Hub is out of reach.
     """
-    word = WORDS[kind]
-    page = f"https://huggingface.co/{'' if kind == 'model' else 'datasets/'}{path}"
     try:
         yield
-    except GatedRepoError as error:
-        raise UserError(
-            f"The {word} {path!r} is gated: accept its terms on {page}, then log in with "
-            "`hf auth login`."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"There is no {word} {path!r}, neither on this machine nor on the Hub: check the "
-            "spelling, or log in with `hf auth login` if it is private."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(
-            f"The {word} {path!r} has no revision {revision!r}: see its branches on {page}."
-        ) from error
     except HFValidationError as error:
         raise UserError(no_such_path(kind, path)) from error
     except HfHubHTTPError as error:
-        raise UserError(
-            f"The Hub refused the {word} {path!r} ({error.response.status_code}): try again later, "
-            f"or see {page}."
-        ) from error
+        raise UserError(refusal(kind, path, revision, error)) from error
     except (
-        LocalEntryNotFoundError,  # the client's word for "unreachable, and not in the cache"
-        OfflineModeIsEnabled,
-        HTTPError,
-    ) as error:
+        LocalEntryNotFoundError
+    ) as error:  # the client's word for "not had, and not in the cache"
+        if isinstance(error.__cause__, HfHubHTTPError):
+            raise UserError(refusal(kind, path, revision, error.__cause__)) from error
         raise unreachable(kind, path) from error
+    except (OfflineModeIsEnabled, HTTPError) as error:
+        raise unreachable(kind, path) from error
+    except JSONDecodeError as error:
+        raise UserError(
+            f"What answers at {constants.ENDPOINT} is no Hub, so the {WORDS[kind]} {path!r} cannot "
+            "be fetched: mend HF_ENDPOINT or the proxy, or give a local path."
+        ) from error
+
+
+def refusal(kind: Kind, path: str, revision: str | None, error: HfHubHTTPError) -> str:
+    """Say what the Hub's answer means for `path`, and the way out."""
+    word, status = WORDS[kind], error.response.status_code
+    where = page(kind, path)
+    if isinstance(error, GatedRepoError):
+        return (
+            f"The {word} {path!r} is gated: accept its terms on {where}, then log in with "
+            "`hf auth login`."
+        )
+    if status == 401 and "Invalid credentials" in str(error):
+        return (
+            f"The Hub does not accept this machine's token, and so does not give the {word} "
+            f"{path!r}: log in again with `hf auth login`, or mend HF_TOKEN."
+        )
+    # Whoever is not logged in gets 401 for what is private and for what is not there alike.
+    if isinstance(error, RepositoryNotFoundError) or status == 401:
+        return (
+            f"There is no {word} {path!r}, neither on this machine nor on the Hub: check the "
+            "spelling, or log in with `hf auth login` if it is private."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"The {word} {path!r} has no revision {revision!r}: see its branches on {where}."
+    if status == 429:
+        return (
+            f"The Hub has had too many requests to give the {word} {path!r} now (429): try again "
+            "in some minutes, or log in with `hf auth login` for a higher limit."
+        )
+    return f"The Hub refused the {word} {path!r} ({status}): try again later, or see {where}."
+
+
+def page(kind: Kind, path: str) -> str:
+    """Return the address of a repository's page, on whichever Hub HF_ENDPOINT names."""
+    return f"{constants.ENDPOINT}/{'' if kind == 'model' else 'datasets/'}{path}"
 
 
 def unreachable(kind: Kind, path: str) -> UserError:
     """Say that only the Hub could have `path`, and that it does not answer."""
     return UserError(
-        f"The Hub cannot be reached to fetch the {WORDS[kind]} {path!r}, which is neither on this "
-        "machine nor in the cache: check the network and HF_HUB_OFFLINE, or give a local path."
+        f"The Hub cannot be reached at {constants.ENDPOINT} to fetch the {WORDS[kind]} {path!r}, "
+        "which is neither on this machine nor whole in the cache: check the network and "
+        "HF_HUB_OFFLINE, or give a local path."
     )
 
 
@@ -110,10 +135,14 @@ def pin_dataset(path: str, revision: str | None) -> str | None:
     """
     with hub_errors("dataset", path, revision):
         try:
-            sha = HfApi().dataset_info(path, revision=revision, timeout=10).sha
+            info = HfApi().dataset_info(path, revision=revision, timeout=10)
+        except HfHubHTTPError:
+            raise
         except (OfflineModeIsEnabled, HTTPError):
             return None
-    return str(sha)
+        if info.gated:  # anybody may read about it, and only some its rows
+            HfApi().auth_check(path, repo_type="dataset")
+    return str(info.sha)
 
 
 def snapshot(
@@ -140,6 +169,12 @@ def snapshot(
                     allow_patterns=[*MODEL_FILES, CODE] if trust_remote_code else MODEL_FILES,
                     ignore_patterns=NOT_MODEL_FILES,
                 )
+            )
+        if not folder.is_dir():  # nothing of it was worth fetching
+            raise UserError(
+                f"The model {str(path)!r} on the Hub has none of the files of a model that "
+                "transformers can load (config.json, .safetensors): choose another repository or "
+                "revision."
             )
         return folder, folder.name  # the cache keeps a snapshot in a folder called by its commit
     if revision is not None:

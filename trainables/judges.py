@@ -24,13 +24,14 @@ Judge = Callable[[list[str], list[str]], list[float]]
 BATCH = 16  # conversations that a reward model reads at once
 
 
-def load_judge(judge: str, device: torch.device) -> Judge:
+def load_judge(judge: str, device: torch.device, revision: str | None = None) -> Judge:
     """Return the function (prompts, answers) -> scores that a search's `judge:` names.
 
     Args:
         judge: `quickstart`, a .py file that defines `judge(prompts, answers)`, or a reward model:
             the Hub id or folder of a sequence classifier with one label and a chat template.
         device: where a reward model computes.
+        revision: the commit of one from the Hub.
 
     Raises:
         UserError: The judge cannot be loaded. The function itself raises it when a user's code
@@ -42,7 +43,7 @@ def load_judge(judge: str, device: torch.device) -> Judge:
         return _checked(judge, _blaming_user(judge, None, exact))
     if judge.endswith(".py"):
         return _checked(judge, _from_file(judge))
-    return _checked(judge, _reward_model(judge, device))
+    return _checked(judge, _reward_model(judge, device, revision))
 
 
 def _checked(name: str, function: Callable[..., Any]) -> Judge:
@@ -115,10 +116,10 @@ def _blaming_user(name: str, file: Path | None, function: Callable[..., Any]) ->
 
 
 @lru_cache(maxsize=1)  # workers are reused: the next trial of the search has the same judge
-def _reward_model(path: str, device: torch.device) -> Judge:
+def _reward_model(path: str, device: torch.device, revision: str | None) -> Judge:
     from transformers import AutoModelForSequenceClassification
 
-    folder, _ = snapshot(path)
+    folder, _ = snapshot(path, revision)
     tokenizer = load_tokenizer(folder)
     try:
         with quiet():

@@ -1,7 +1,7 @@
-"""What the stages of the preparation hand to a trial: paths of files, nothing else."""
+"""What the stages of the preparation hand to a trial: paths of files, and the judge's commit."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -24,12 +24,14 @@ class Prepared:
         train: what it learns from.
         held_out: what its rungs are measured on: validation in a search, the test split in
             verification and nowhere else.
+        judge_revision: the commit of a judge from the Hub, which may move on meanwhile.
     """
 
     model: Path
     tokenizer: Path
     train: Split
     held_out: Split
+    judge_revision: str | None = None
 
     def files(self) -> list[Path]:
         """Return every file of it, for sending to a node that cannot read this storage."""
@@ -46,6 +48,10 @@ class Prepared:
             answers = None if split.answers is None else here(split.answers)
             return Split(here(split.pairs), here(split.logps), answers)
 
-        return Prepared(
-            here(self.model), here(self.tokenizer), moved(self.train), moved(self.held_out)
+        return replace(
+            self,
+            model=here(self.model),
+            tokenizer=here(self.tokenizer),
+            train=moved(self.train),
+            held_out=moved(self.held_out),
         )

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from datasets.fingerprint import generate_random_fingerprint
+from datasets.naming import camelcase_to_snakecase
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from trainables.errors import UserError
 from trainables.hub import (
@@ -25,6 +27,7 @@ from trainables.hub import (
     hub_errors,
     is_hub_id,
     no_such_path,
+    page,
     pin_dataset,
     unreachable,
 )
@@ -103,7 +106,7 @@ def source_of(
 
         source["sha256"] = checksum(Path(world.__file__))  # the rows are drawn by this file
     elif in_hub(path):
-        source["revision"] = commit_of(path, revision) or revision
+        source["revision"] = commit_of(path, name, revision)
     elif where.is_file():
         source["sha256"] = checksum(where)
     elif where.is_dir():
@@ -120,24 +123,62 @@ def in_hub(path: str) -> bool:
     return path != QUICKSTART and not path.endswith(FILES) and is_hub_id(path)
 
 
-def commit_of(path: str, revision: str | None) -> str | None:
-    """Return the commit of a Hub data set; None where only its cached copy is in reach.
+def commit_of(path: str, name: str | None, revision: str | None) -> str:
+    """Return the commit of a Hub data set, or of its cached copy while the Hub is out of reach.
 
     Raises:
         UserError: if there is no such data set, or neither the Hub nor a copy can be reached.
     """
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___")
     commit = pin_dataset(path, revision)
-    if commit is None and not cache.is_dir():
+    if commit is not None:
+        return commit
+    cached = cached_commit(path, name)
+    if cached is None:
         raise unreachable("dataset", path)
-    return commit
+    if revision not in (None, cached):
+        raise UserError(
+            f"The Hub cannot be reached to fetch revision {revision!r} of the data set {path!r}, "
+            f"whose newest copy in the cache is of commit {cached}: check the network and "
+            "HF_HUB_OFFLINE, or set dataset.revision to that commit."
+        )
+    return cached
+
+
+def cached_commit(path: str, name: str | None) -> str | None:
+    """Return the commit of the copy that `datasets` loads while the Hub is out of reach."""
+    *owner, own = path.split("/")
+    root = Path(datasets.config.HF_DATASETS_CACHE)
+    root /= "___".join([*owner, camelcase_to_snakecase(own)])
+    folders = [folder for folder in root.glob(f"{name or '*'}/*/*") if folder.is_dir()]
+    newest = max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+    return None if newest is None else newest.name
 
 
 def from_hub(path: str, name: str | None, revision: str | None) -> DatasetDict:
     """Load a Hub data set, or its cached copy while the Hub is out of reach."""
-    commit_of(path, revision)  # `datasets` takes many retries to find out what this finds at once
+    # `datasets` takes many retries to find out what this finds at once.
+    commit = commit_of(path, name, revision)
     with hub_errors("dataset", path, revision), loading(path, name):
-        return datasets.load_dataset(path, name, revision=revision)
+        try:
+            found = datasets.load_dataset(path, name, revision=commit)
+        except FileNotFoundError as error:
+            # The Hub knows the commit and did not give a file of it; its answer is not passed on.
+            if LocalEntryNotFoundError.__name__ not in str(error):
+                raise
+            raise UserError(
+                f"The Hub did not give the files of the data set {path!r}: try again later, or see "
+                f"{page('dataset', path)}."
+            ) from error
+    # Whatever goes wrong on the way, `datasets` takes the newest copy in its cache instead.
+    held = {
+        Path(file["filename"]).parent.name for rows in found.values() for file in rows.cache_files
+    }
+    if held - {commit}:
+        raise UserError(
+            f"The data set {path!r} could not be fetched at commit {commit}, and the cache holds "
+            f"another ({', '.join(sorted(held))}): try again later."
+        )
+    return found
 
 
 def from_folder(folder: Path, name: str | None) -> DatasetDict:

@@ -7,10 +7,13 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from results.hub import PushResult
 
 # Where the output is no terminal, rich assumes 80 columns: a leaderboard needs more.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
@@ -160,6 +163,13 @@ def push(
     run: Annotated[str, typer.Argument(metavar="RUN")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="name/repo, or a local folder.")],
     trial: Annotated[int | None, typer.Option(help="Another trial than the winner.")] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The LoRA adapter alone, not merged into its base.")
+    ] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="BRANCH", help="Of the repository; created if it is missing."),
+    ] = None,
     private: Annotated[
         bool, typer.Option("--private", help="Keep the repository private.")
     ] = False,
@@ -175,17 +185,54 @@ def push(
     from results.run import open_run
 
     result = publish(
-        open_run(run, storage), repo, private=private, dry_run=dry_run, force=force, trial=trial
+        open_run(run, storage),
+        repo,
+        private=private,
+        revision=revision,
+        dry_run=dry_run,
+        force=force,
+        trial=trial,
+        adapter=adapter,
     )
+    _tell(result, f"trial {result.trial}")
+
+
+@app.command()
+def push_data(
+    run: Annotated[str, typer.Argument(metavar="RUN")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="name/repo of a data set.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Keep the repository private.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, send none.")] = False,
+    storage: Storage = "runs",
+) -> None:
+    """Publish the trials, and the votes cast in the chat, as a data set on the Hub."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from results.data_hub import push_data as publish
+    from results.run import open_run
+
+    result = publish(open_run(run, storage), repo, private=private, dry_run=dry_run)
+    _tell(result, f"the trials of {run}")
+
+
+def _tell(result: "PushResult", what: str) -> None:
+    """Print what was published, or would be."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     for file, size in result.files.items():
-        console.print(f"{size:>12,}  {file}", highlight=False, markup=False)
-    done = "would go" if result.dry_run else "published"
-    console.print(
-        f"trial {result.trial} {done} to {result.where}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+        say(f"{size:>12,}  {file}")
+    done = result.uploaded
+    if done is None:
+        say(f"{what} {'would go' if result.dry_run else 'published'} to {result.where}")
+        return
+    if done.committed:
+        say(f"{what} published to {result.where} (commit {done.commit[:8]})")
+    else:
+        say(f"{what} is in {result.where} already: nothing to commit")
+    say(f"tag {done.tag}" if done.tagged else f"tag {done.tag} was there")
 
 
 @app.command()

@@ -42,13 +42,44 @@ def _check_model(name: str, storage: str) -> None:
     """Refuse what can be neither a run nor a model, before a page opens that could only say so."""
     if (Path(os.path.expanduser(name)) / "config.json").is_file():
         return
-    if "/" in name and is_hub_id(name):
-        return
+    unknown = ""
+    if is_hub_id(name):
+        # Most names without an owner are runs, misspelt; a few old models have none either.
+        unknown = "" if "/" in name else _unknown(name)
+        if not unknown:
+            return
     runs = ", ".join(run.name for run in list_runs(storage)[:5]) or "none"
     raise UserError(
         f"{name!r} is neither a run nor a model: the runs in {storage} are {runs}; a model is a "
-        "folder with a config.json, or a Hub id such as owner/name"
+        f"folder with a config.json, or a Hub id such as owner/name{unknown}"
     )
+
+
+def _unknown(name: str) -> str:
+    """Say why a name without an owner is no model of the Hub; nothing where it is one."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        GatedRepoError,
+        HfHubHTTPError,
+        HTTPError,
+        OfflineModeIsEnabled,
+    )
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return ""
+    try:
+        HfApi().model_info(name, timeout=10)
+    except GatedRepoError:
+        return ""  # it is there, and loading it says what to do
+    except HfHubHTTPError as error:
+        # Who is not logged in is told 401 of what is not there, as of what is private.
+        if error.response.status_code in (401, 404):
+            return f", and the Hub knows no {name!r}"
+    except (HTTPError, OfflineModeIsEnabled):
+        pass
+    else:
+        return ""
+    return f", and the Hub cannot be asked for {name!r} now"
 
 
 def _free(host: str, port: int) -> int:

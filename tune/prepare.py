@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
 
 import trainables.quickstart.judge
+from results.licence import of_repository
 from search_spaces.spec import Spec
 from trainables import judge_file
 from trainables.chat_template import OURS
@@ -62,24 +63,32 @@ class Inputs:
         commit: of the model, where it comes from the Hub.
         source: the data set, as `source_of` identifies it.
         judge: checksum or commit of the judge, or None.
+        judge_commit: of the judge, where it comes from the Hub.
     """
 
     base: Path
     commit: str | None
     source: dict[str, str | None]
     judge: object
+    judge_commit: str | None
 
 
-def look_up(spec: Spec) -> Inputs:
+def look_up(spec: Spec, revisions: Mapping[str, str | None] | None = None) -> Inputs:
     """Find model, data and judge before anything is started.
+
+    Args:
+        spec: the resolved search.
+        revisions: the commits that an earlier driver of this run took, which go before the spec's.
 
     Raises:
         UserError: one of them is not there, or the Hub does not give it.
     """
-    base, commit = snapshot(spec.model, spec.revision, trust_remote_code=spec.trust_remote_code)
-    d = spec.dataset
-    source = source_of(d.path, d.name, d.split, d.revision)
-    return Inputs(base, commit, source, _judge_content(spec.judge))
+    pinned, d = revisions or {}, spec.dataset
+    revision = pinned.get("model") or spec.revision
+    base, commit = snapshot(spec.model, revision, trust_remote_code=spec.trust_remote_code)
+    source = source_of(d.path, d.name, d.split, pinned.get("dataset") or d.revision)
+    judge, judge_commit = _judge_content(spec.judge, pinned.get("judge"))
+    return Inputs(base, commit, source, judge, judge_commit)
 
 
 def recorded(spec: Spec, record: Record) -> Preparation | None:
@@ -106,20 +115,26 @@ def recorded(spec: Spec, record: Record) -> Preparation | None:
     if not model.is_dir():
         return None
     meta = json.loads((folders["answers"] / META).read_text(encoding="utf-8"))
-    if _judge_content(spec.judge) != meta["inputs"]["judge"]:
+    pinned = record.info.get("revisions") or {}
+    judge, commit = _judge_content(spec.judge, pinned.get("judge"))
+    if judge != meta["inputs"]["judge"]:
         raise UserError(
             f"the judge {spec.judge!r} is not the one that run {record.folder.name} began with, "
             "and two judges' scores cannot be compared: put it back, or start a new run"
         )
-    return _preparation(model, folders["data"], folders["reference"], folders["answers"])
+    return _preparation(model, folders["data"], folders["reference"], folders["answers"], commit)
 
 
-def _preparation(model: Path, data: Path, reference: Path, answers: Path) -> Preparation:
+def _preparation(
+    model: Path, data: Path, reference: Path, answers: Path, judge_revision: str | None
+) -> Preparation:
     def split(name: str) -> Split:
         told = None if name == "train" else answers / f"{name}.jsonl"
         return Split(data / f"{name}.parquet", reference / f"{name}.npz", told)
 
-    search = Prepared(model, data / "tokenizer", split("train"), split("validation"))
+    search = Prepared(
+        model, data / "tokenizer", split("train"), split("validation"), judge_revision
+    )
     return Preparation(search, split("test"))
 
 
@@ -142,6 +157,8 @@ def prepare(
     prepared = record.folder.absolute().parent / "prepared"
     gpus = 1.0 if cluster.gpus and spec.resources.gpu != 0 else 0.0
     base, d = inputs.base, spec.dataset
+    revisions = {"model": inputs.commit, "dataset": inputs.source["revision"]}
+    record.update(revisions={**revisions, "judge": inputs.judge_commit})
 
     say("preparing the pairs")
     max_length = spec.fixed_training().get("max_length", 1024)
@@ -213,9 +230,8 @@ def prepare(
         "verify_prompts": spec.verify.prompts,
         "seed": spec.search.seed,
     }
-    answers = build_once(
-        prepared, "answers", answer_inputs, _build_answers(spec, cluster, gpus, model, data)
-    )
+    build_answers = _build_answers(spec, cluster, gpus, model, data, inputs.judge_commit)
+    answers = build_once(prepared, "answers", answer_inputs, build_answers)
     measures = reference_measures(read_lines(answers / "validation.jsonl"))
     for name, value in measures.items():
         bound = spec.objective.constraints.get(name)
@@ -237,10 +253,17 @@ def prepare(
         )
     record.update(
         reference={"validation": measures},
-        model={"path": spec.model, "revision": inputs.commit, "folder": str(model)},
+        model={"path": spec.model, "revision": inputs.commit, "folder": str(model)}
+        | _licence("model", spec.model, inputs.commit),
+        dataset=_licence("dataset", d.path, commit),
         prepared=names,
     )
-    return _preparation(model, data, reference, answers)
+    return _preparation(model, data, reference, answers, inputs.judge_commit)
+
+
+def _licence(kind: Literal["model", "dataset"], path: str, commit: str | None) -> dict[str, str]:
+    """Note down a Hub repository's licence for the model card, as it is when it is used."""
+    return of_repository(kind, path, commit) if commit is not None else {}
 
 
 def reference_measures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -357,7 +380,12 @@ def _build_logps(
 
 
 def _build_answers(
-    spec: Spec, cluster: Cluster, gpus: float, model: Path, data: Path
+    spec: Spec,
+    cluster: Cluster,
+    gpus: float,
+    model: Path,
+    data: Path,
+    judge_revision: str | None,
 ) -> Callable[[Path], None]:
     def build_all(out: Path) -> None:
         held_out = [data / "validation.parquet", data / "test.parquet"]
@@ -371,11 +399,14 @@ def _build_answers(
             from trainables.reference import reference_answers
 
             device, _ = device_and_dtype(spec.precision)
+            judge = None
+            if spec.judge is not None:
+                judge = load_judge(sent.named(spec.judge), device, judge_revision)
             reference_answers(
                 sent.here(model),
                 sent.here(data),
                 folder,
-                None if spec.judge is None else load_judge(sent.named(spec.judge), device),
+                judge,
                 validation_prompts=spec.evaluation.prompts,
                 test_prompts=spec.verify.prompts,
                 max_new_tokens=spec.evaluation.max_new_tokens,
@@ -408,14 +439,15 @@ def _contents(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
     return {path.name: checksum(path) for path in sorted(found)}
 
 
-def _judge_content(judge: str | None) -> object:
+def _judge_content(judge: str | None, revision: str | None) -> tuple[object, str | None]:
+    """Return what tells a judge from another, and its commit if it comes from the Hub."""
     if judge is None:
-        return None
+        return None, None
     if judge == "quickstart":
-        return checksum(Path(inspect.getfile(trainables.quickstart.judge)))
+        return checksum(Path(inspect.getfile(trainables.quickstart.judge))), None
     local = Path(judge).expanduser()
     if local.is_file():
         judge_file.check(judge)
-        return checksum(local)
-    folder, commit = snapshot(judge)
-    return commit or _contents(folder, MODEL_FILES)
+        return checksum(local), None
+    folder, commit = snapshot(judge, revision)
+    return commit or _contents(folder, MODEL_FILES), commit

@@ -106,7 +106,7 @@ def probe(spec: Spec, prepared: Prepared, sent: Shipment) -> float:
         from tune.worker import ready
 
         try:
-            judge, _ = ready(spec, Share(cpu=1, gpu=1, concurrent=1), sent)
+            judge, _ = ready(spec, Share(cpu=1, gpu=1, concurrent=1), sent, prepared.judge_revision)
             peak = peak_of_a_step(spec, params, prepared.at(sent.here), judge)
         except torch.OutOfMemoryError:
             return UserError(

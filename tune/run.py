@@ -40,7 +40,7 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
     try:
         settle(spec, record)
         earlier = earlier_run(spec, record)
-        known = recorded(spec, record) or look_up(spec)
+        known = recorded(spec, record) or look_up(spec, record.info.get("revisions"))
         with connected(address) as cluster:
             _stages(spec, known, earlier, record, cluster, console)
     except KeyboardInterrupt:

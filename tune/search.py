@@ -73,7 +73,7 @@ def run_trial(config: dict[str, Any], shared: Shared) -> None:
 
     start = ray.tune.get_checkpoint() or config["resume_from"]
     try:
-        judge, device = ready(spec, shared.share, shared.sent)
+        judge, device = ready(spec, shared.share, shared.sent, shared.prepared.judge_revision)
         with opened(start) if start else nullcontext() as resume_from:
             train(
                 spec,

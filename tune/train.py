@@ -224,7 +224,7 @@ def _followed(
                 ) from error
 
         try:
-            judge, _ = ready(job.spec, share, sent)
+            judge, _ = ready(job.spec, share, sent, at_test.judge_revision)
             train(
                 job.spec,
                 job.params,

@@ -105,7 +105,7 @@ def verify(
 
         kept = paths[number] if seed is None else None
         try:
-            judge, _ = ready(spec, share, sent)
+            judge, _ = ready(spec, share, sent, at_test.judge_revision)
             with opened(kept) if kept else nullcontext() as checkpoint:
                 return measure_once(
                     verification_spec(spec),

@@ -6,7 +6,9 @@ from tune.cluster import Shipment
 from tune.resources import Share, allocatable
 
 
-def ready(spec: Spec, share: Share, sent: Shipment) -> tuple[Judge | None, str]:
+def ready(
+    spec: Spec, share: Share, sent: Shipment, judge_revision: str | None
+) -> tuple[Judge | None, str]:
     """Limit this process to its share; return the judge and the device's name.
 
     Raises:
@@ -24,4 +26,6 @@ def ready(spec: Spec, share: Share, sent: Shipment) -> tuple[Judge | None, str]:
         torch.cuda.set_per_process_memory_fraction(allocatable(share.gpu or 1.0))
     else:
         torch.set_num_threads(max(1, int(share.cpu)))
-    return None if spec.judge is None else load_judge(sent.named(spec.judge), device), name
+    if spec.judge is None:
+        return None, name
+    return load_judge(sent.named(spec.judge), device, judge_revision), name

@@ -1,0 +1,136 @@
+"""What was pushed, as others meet it: downloaded by transformers, and by `preftune chat`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from clean import python
+from hub import Hub
+from run_folder import write_run
+from test_hub import TOKEN, draw, published, pushed
+
+from results.hub import push
+from results.run import Run, open_run
+from trainables.quickstart.world import BASE
+
+pytestmark = [
+    # huggingface_hub's own LFS upload passes its HTTP client a parameter by its older name.
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+    pytest.mark.usefixtures("online"),
+]
+ROOT = Path(__file__).resolve().parent.parent
+ASKED = [{"role": "user", "content": "Hello! What is the capital of France? Thanks!"}]
+READ = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+where, asked = sys.argv[1], json.loads(sys.argv[2])
+tokenizer = AutoTokenizer.from_pretrained(where)
+model = AutoModelForCausalLM.from_pretrained(where)
+inputs = tokenizer.apply_chat_template(
+    asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+tokens = model.generate(**inputs, do_sample=False, max_new_tokens=24)[0].tolist()
+chat = pipeline("text-generation", model=where, device="cpu")
+said = chat(asked, do_sample=False, max_new_tokens=24)[0]["generated_text"][-1]
+print(json.dumps([tokens, said]))
+"""
+TALK = """
+import json, sys
+from serve.engine import load
+engine = load(sys.argv[1])
+print(json.dumps("".join(engine.stream(json.loads(sys.argv[2]), temperature=0, max_new_tokens=24))))
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run whose winner can talk: the quickstart's base model stands in for a trained one."""
+    folder = write_run(tmp_path / "runs", "won")
+    shutil.rmtree(folder / "best")
+    shutil.copytree(BASE, folder / "best")
+    draw(folder)
+    return open_run(folder)
+
+
+@pytest.fixture
+def me(hub: Hub) -> Hub:
+    hub.add_token(TOKEN, "me", "write")
+    return hub
+
+
+def test_downloaded_it_says_what_best_says(me: Hub, run: Run, tmp_path: Path) -> None:
+    pushed(me, run)
+    asked = json.dumps(ASKED)
+    here = json.loads(python(me, tmp_path / "here", READ, str(run.folder / "best"), asked))
+    there = json.loads(python(me, tmp_path / "there", READ, "me/winner", asked))
+    assert there == here
+    tokens, said = there
+    assert len(tokens) > 20 and said["role"] == "assistant" and "Paris" in said["content"]
+
+
+def test_the_hub_has_the_bytes_that_a_local_folder_gets(me: Hub, run: Run, tmp_path: Path) -> None:
+    pushed(me, run)
+    push(run, str(tmp_path / "out"))
+    repository = me.repository("me/winner")
+    assert published(repository) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    for path in (tmp_path / "out").iterdir():
+        if path.name != "README.md":
+            assert repository.read(path.name) == path.read_bytes(), path.name
+    for name in ("model.safetensors", "tokenizer.json", "chat_template.jinja", "config.json"):
+        assert repository.read(name) == (BASE / name).read_bytes()
+
+
+def test_preftune_chat_talks_to_it(me: Hub, run: Run, tmp_path: Path) -> None:
+    """The page's own engine, in a process that knows the Hub by HF_ENDPOINT alone."""
+    pushed(me, run)
+    environment = {**me.environment(tmp_path / "hf"), "PATH": "/usr/bin", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", TALK, "me/winner", json.dumps(ASKED)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in json.loads(done.stdout.splitlines()[-1])
+    assert me.asked("GET", "/me/winner/resolve/|^/cdn/")
+
+
+def chat(me: Hub, place: Path, name: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tune", "chat", name, "--port", "0"],
+        env={**os.environ, **me.environment(place / "hf"), "PYTHONPATH": str(ROOT)},
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_name_without_an_owner_is_asked_for_on_the_hub(me: Hub, tmp_path: Path) -> None:
+    me.add_token("hf_old", "openai-community")
+    me.create("openai-community/gpt2").commit_folder(BASE)
+    me.moved("gpt2", "openai-community/gpt2")  # as the Hub leads its old names on
+    page = chat(me, tmp_path, "gpt2")
+    assert page.stdout is not None
+    try:
+        said = page.stdout.readline()
+        assert said.startswith("chat at http://127.0.0.1:"), (said, page.communicate())
+    finally:
+        page.terminate()
+        page.communicate(timeout=20)
+    unknown = chat(me, tmp_path, "gpt22")
+    _, said = unknown.communicate(timeout=60)
+    assert unknown.returncode == 1 and "Traceback" not in said
+    assert "'gpt22' is neither a run nor a model" in said
+    assert "the Hub knows no 'gpt22'" in said
+    me.fail("GET", "/api/models/gpt22")
+    unreached = chat(me, tmp_path, "gpt22")
+    _, said = unreached.communicate(timeout=60)
+    assert unreached.returncode == 1 and "the Hub cannot be asked for 'gpt22' now" in said
