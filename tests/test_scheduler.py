@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from optuna.trial import TrialState
-from pyarrow import fs
 from ray.exceptions import RayTaskError
 
+import tune.notice
 from search_spaces.spec import Spec, validate
 from trainables.errors import UserError
 from trainables.report import Report
 from trainables.store import build_once, checksum, write_text
 from tune.checkpoints import Checkpoints
-from tune.notice import ASKED, Notice
+from tune.notice import Notice
 from tune.prepare import recorded
 from tune.record import Record, create
 from tune.run import _sentence
@@ -87,21 +87,21 @@ class Desk:
         return self.scheduler.reported(number, report)
 
 
-def test_notice_waits_for_what_runs_and_starts_nothing_more(spec: Spec, tmp_path: Path) -> None:
+def test_notice_waits_for_what_runs(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(spec)
-    storage = SimpleNamespace(
-        storage_filesystem=fs.LocalFileSystem(), experiment_fs_path=str(tmp_path)
-    )
+    asked: list[str] = []
+    monkeypatch.setattr(tune.notice, "_key", lambda: "the job's")
+    monkeypatch.setattr(tune.notice, "_internal_kv_put", lambda key, value: asked.append(key))
     slow, dying, waiting = (
-        SimpleNamespace(trial_id=name, status=status, storage=storage)
+        SimpleNamespace(trial_id=name, status=status)
         for name, status in (("a", "RUNNING"), ("b", "RUNNING"), ("c", "PENDING"))
     )
     controller = SimpleNamespace(get_live_trials=lambda: [slow, dying, waiting])
     desk.scheduler.notice.given = True
     assert desk.scheduler.choose_trial_to_run(controller) is None
-    assert (tmp_path / ASKED).is_file()
     dying.status = "ERROR"
     assert desk.scheduler.choose_trial_to_run(controller) is None
+    assert asked == ["the job's"]
     desk.scheduler.notice.saved(slow)
     with pytest.raises(KeyboardInterrupt):
         desk.scheduler.choose_trial_to_run(controller)

@@ -291,11 +291,9 @@ class _AtRungs(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step in self.save_at:
+        if state.global_step in self.save_at or self.trial.call.save_now():
             control.should_save = True
-            control.should_log = True
-        elif self.trial.call.save_now():
-            control.should_save = True
+            control.should_log = True  # a loss that is NaN is seen before it is saved
         # The last checkpoint is the trial's result: nobody trains on from it.
         args.save_only_model = state.global_step >= self.trial.plan.steps
 

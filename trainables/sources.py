@@ -149,7 +149,9 @@ def cached_commit(path: str, name: str | None) -> str | None:
     *owner, own = path.split("/")
     root = Path(datasets.config.HF_DATASETS_CACHE)
     root /= "___".join([*owner, camelcase_to_snakecase(own)])
-    folders = [folder for folder in root.glob(f"{name or '*'}/*/*") if folder.is_dir()]
+    # One that is still being built, or was when the process died, is called `<commit>.incomplete`.
+    found = root.glob(f"{name or '*'}/*/*")
+    folders = [folder for folder in found if folder.is_dir() and not folder.suffix]
     newest = max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
     return None if newest is None else newest.name
 

@@ -107,10 +107,10 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
             most_cpus=max(node["Resources"].get("CPU", 0.0) for node in alive),
         )
     finally:
-        started = set(psutil.Process().children(recursive=True)) - set(before)
         with _undisturbed():
+            started = set(psutil.Process().children(recursive=True)) - set(before)
             ray.shutdown()
-        _end(started)
+            _end(started)
 
 
 def _init(address: str | None, options: dict[str, Any]) -> Any:
@@ -168,10 +168,14 @@ def _undisturbed() -> Iterator[None]:
 
     theirs = ray._private.utils.set_sigterm_handler
     ray._private.utils.set_sigterm_handler = lambda handler: None
+    # Ray's processes inherit it: a terminal that closes tells them too, and they are needed still.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         with handled(hold, signal.SIGINT, *NOTICES):
             yield
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         ray._private.utils.set_sigterm_handler = theirs
         if held:
             signal.alarm(0)  # the three seconds

@@ -1,5 +1,6 @@
 """What a command that can be gone on with says when it ends early, even where it cannot itself."""
 
+import os
 import signal
 import subprocess
 import threading
@@ -11,6 +12,7 @@ from rich.console import Console
 
 # A shell waits for a line that never comes if this process dies: from SIGKILL, a machine without
 # memory, or Ray's C++ core, which ends the process that it runs in when Ray's daemons are gone.
+_TERMINALS = [number for number in (1, 2) if os.isatty(number)]
 NOTICES = (signal.SIGTERM, signal.SIGHUP)  # from a cluster; from a terminal that goes away
 _WATCH = 'read -r ended || printf "%s\\n" "$0" >&2'
 
@@ -51,14 +53,25 @@ def terminable() -> Iterator[None]:
 def handled(
     handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals
 ) -> Iterator[None]:
-    """Handle signals in the block, in the main thread, unless they are ignored, as by nohup."""
+    """Handle signals in the block, in the main thread, unless they are ignored, as by nohup.
+
+    After SIGHUP nothing is written to the terminal any more: it is gone, and each line would fail.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            for terminal in _TERMINALS:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
+            _TERMINALS.clear()
+        handler(number, frame)
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in numbers}
     before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
     for number in before:
-        signal.signal(number, handler)
+        signal.signal(number, handle)
     try:
         yield
     finally:

@@ -1,37 +1,38 @@
 """A cluster's notice that it takes the machine away: what runs keeps a checkpoint first.
 
-SIGTERM tells the driver alone. It asks the trials by a file in Ray's experiment folder, which
-workers on all nodes reach, and ends once each has reported what it saved.
+SIGTERM tells the driver alone. It asks the trials by an entry in the key-value store of Ray's GCS,
+which workers on all nodes reach whatever their storage is, and ends once each has reported what it
+saved.
 """
 
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
-import ray.tune
-from pyarrow import ArrowException, fs
+import ray
+from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 from ray.tune.experiment import Trial as RayTrial
 
 from tune.last_words import NOTICES, handled
 
-ASKED = "save_now"  # the file; a later driver has an experiment folder of its own
+ASKED = "preftune-save-now"  # and the id of the job: later drivers on the same cluster have others
 PATIENCE = 20  # seconds for all of them: Slurm and Kubernetes kill thirty after their notice
-EVERY = 1.0  # seconds between two looks of a trial at the file
+EVERY = 1.0  # seconds between two looks of a trial
+AGAIN = 1.0  # a terminal that closes sends SIGHUP twice: only what comes later is a second signal
 
 
 class Notice:
     """What a search does between the notice and its end.
 
     Attributes:
-        given: the notice has come; no trial is to be started any more.
+        given: the notice has come.
+        late: the time for checkpoints is up.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.given = False
+        self.given = self.late = False
         self.say = say
         self.owing: set[str] | None = None  # Ray's ids of trials that have not reported since
 
@@ -42,23 +43,19 @@ class Notice:
             trials: those whose processes run now.
 
         Raises:
-            KeyboardInterrupt: every one has reported.
+            KeyboardInterrupt: every one has reported, or the time is up.
         """
         running = {trial.trial_id for trial in trials}
         if self.owing is None:
             self.owing = running
             if running:
+                _internal_kv_put(_key(), b"")
                 self.say(
-                    f"told to end: {len(running)} running trials save a checkpoint first, in "
+                    f"told to end: running trials ({len(running)}) save a checkpoint first, in "
                     f"{PATIENCE} seconds at most; told again, it ends at once"
                 )
-                storage: Any = trials[0].storage
-                with suppress(OSError, ArrowException):  # what was saved before has to do, then
-                    path = f"{storage.experiment_fs_path}/{ASKED}"
-                    with storage.storage_filesystem.open_output_stream(path) as stream:
-                        stream.write(b"")
         self.owing &= running
-        if not self.owing:
+        if self.late or not self.owing:
             raise KeyboardInterrupt
 
     def saved(self, trial: RayTrial) -> None:
@@ -72,42 +69,51 @@ def notice(say: Callable[[str], None]) -> Iterator[Notice]:
     """Take SIGTERM and SIGHUP as a notice within the block; a second one interrupts.
 
     Raises:
-        KeyboardInterrupt: a second signal came, or `PATIENCE` seconds went by since the first.
+        KeyboardInterrupt: the notice was given and the block has ended; a second signal came; or
+            `PATIENCE` seconds went by.
     """
     given = Notice(say)
+    since = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
-        if given.given:
+        nonlocal since
+        if not given.given:
+            given.given, since = True, time.monotonic()
+            # Again each second: Python drops what is raised while an object is being finalised.
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)
+        elif time.monotonic() - since > AGAIN:
             raise KeyboardInterrupt
-        given.given = True
-        signal.alarm(PATIENCE)
 
     def give_up(number: int, frame: FrameType | None) -> None:
+        given.late = True
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield given
-        return
-    with handled(note, *NOTICES), handled(give_up, signal.SIGALRM):
+    with handled(give_up, signal.SIGALRM):
         try:
-            yield given
+            with handled(note, *NOTICES):
+                yield given
         finally:
-            signal.alarm(0)
+            if given.given:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    if given.given:
+        raise KeyboardInterrupt
 
 
 def asked() -> Callable[[], bool]:
     """Return what tells a trial, on its worker, that it has been asked; once."""
-    storage: Any = ray.tune.get_context().get_storage()
-    path = f"{storage.experiment_fs_path}/{ASKED}"
+    key = _key()
     looked, told = time.monotonic(), False
 
     def look() -> bool:
         nonlocal looked, told
         if told or time.monotonic() - looked < EVERY:
             return False
+        told = bool(_internal_kv_exists(key))
         looked = time.monotonic()
-        with suppress(OSError, ArrowException):  # a checkpoint that is due will say so
-            told = storage.storage_filesystem.get_file_info(path).type is fs.FileType.File
         return told
 
     return look
+
+
+def _key() -> str:
+    return f"{ASKED}-{ray.get_runtime_context().get_job_id()}"

@@ -22,7 +22,7 @@ from tune.hand_over import hand_over
 from tune.notice import notice
 from tune.prepare import Inputs, Preparation, judge_files, look_up, prepare, recorded
 from tune.progress import Progress
-from tune.record import Record, now, resume_command, storage_option
+from tune.record import ENDED, Record, now, resume_command, storage_option
 from tune.resources import share
 from tune.search import search
 from tune.searcher import Study
@@ -44,7 +44,8 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
         with connected(address) as cluster:
             _stages(spec, known, earlier, record, cluster, console)
     except KeyboardInterrupt:
-        record.update(state="interrupted", ended=now())
+        if record.info["state"] not in ENDED:  # it may come while Ray shuts down
+            record.update(state="interrupted", ended=now())
         raise
     except Exception as error:
         sentence = _sentence(error, record.folder)
