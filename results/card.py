@@ -17,6 +17,7 @@ from results.card_words import (
     named,
     rows,
     space,
+    verdict_words,
 )
 from results.doctor import Finding, of_data, of_trial
 from results.licence import Licence, recorded
@@ -25,7 +26,7 @@ from results.public_spec import spec_yaml
 from results.publish import Candidate, candidate, hub_id, public_name
 from results.run import Run
 from results.trl_config import dpo_yaml
-from results.words import compact, judged, measure, verdict_sentence
+from results.words import compact, judged, measure
 
 TEMPLATE = Path(__file__).with_name("card.jinja")
 FIGURES = ("win_rate", "judge_score", "kl", "pair_loss", "accuracy", "length_ratio", "ended")
@@ -37,6 +38,7 @@ def model_card(
     repo: str | None = None,
     full: Mapping[str, Any] | None = None,
     *,
+    revision: str | None = None,
     adapter: bool = False,
     licence: Licence | None = None,
     figure: bool = False,
@@ -48,6 +50,7 @@ def model_card(
         trial: a trial other than the winner.
         repo: where the model will be found; default: the folder `best` or `full` of the run.
         full: what `full.json` says, for the winner trained on all pairs.
+        revision: the branch that it is pushed to, where that is not the main one.
         adapter: the model is a LoRA adapter alone.
         licence: of base and data set; default: what the run has recorded.
         figure: `front.png` stands beside the card.
@@ -65,11 +68,13 @@ def model_card(
     judge = run.spec.get("judge")
     told = None if full else judged(verdict, chosen.number)
     home = repo or ("full" if full else "best")
+    branch = None if revision == "main" else revision
+    of_branch = ["--revision", branch] if branch else []
     content = ModelCard.from_template(
         _metadata(run, chosen, repo, adapter, licence),
         template_path=str(TEMPLATE),
         title=literal(repo or run.name),
-        sentence=literal(full["sentence"] if full else verdict_sentence(run)),
+        sentence=literal(full["sentence"] if full else verdict_words(run)),
         judged=literal(told) if told else None,
         passing=chosen.passing,
         base=base_model(run),
@@ -90,8 +95,10 @@ def model_card(
         wary_of=f"In the measures of the {'test' if full else 'validation'} split and in the data:",
         limits=limits(run, chosen),
         repo=home,
-        command=shlex.join(["preftune", "chat", home]),
-        download=shlex.join(["hf", "download", repo, "spec.yaml", "--local-dir", "."])
+        revision=branch,
+        # The chat takes a repository's main branch.
+        command=None if branch else shlex.join(["preftune", "chat", home]),
+        download=shlex.join(["hf", "download", repo, "spec.yaml", *of_branch, "--local-dir", "."])
         if repo
         else None,
         params=[(cell(name), cell(compact(value))) for name, value in _fields(run, chosen).items()],
@@ -118,12 +125,22 @@ def published_texts(
     repo: str | None = None,
     full: Mapping[str, Any] | None = None,
     *,
+    revision: str | None = None,
     adapter: bool = False,
     licence: Licence | None = None,
     figure: bool = False,
 ) -> dict[str, str]:
     """The files that are written rather than copied: file name -> text."""
-    card = model_card(run, trial, repo, full, adapter=adapter, licence=licence, figure=figure)
+    card = model_card(
+        run,
+        trial,
+        repo,
+        full,
+        revision=revision,
+        adapter=adapter,
+        licence=licence,
+        figure=figure,
+    )
     texts = {
         "README.md": card,
         "dpo.yaml": dpo_yaml(run, trial, full["pairs"] if full else None),

@@ -7,7 +7,7 @@ from results.licence import Licence
 from results.markdown import cell, code, literal
 from results.publish import Candidate, hub_id, public_name
 from results.run import Run, leaderboard
-from results.words import compact, ending, interval, measure
+from results.words import compact, ending, interval, measure, verdict_sentence
 
 ROWS = 10  # of the leaderboard
 
@@ -57,6 +57,13 @@ def limits(run: Run, chosen: Candidate) -> list[str]:
     if chosen.split != "test":
         told.append("The figures are those by which the search chose, and so too good.")
     return told
+
+
+def verdict_words(run: Run) -> str:
+    """The verdict in a sentence, without what a failed run said: it may name paths and hosts."""
+    if run.verdict() is None and run.state == "failed":
+        return "The run failed before its verdict."
+    return verdict_sentence(run)
 
 
 def space(run: Run) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 from results.card_words import base_model, budget, data_set
 from results.errors import UserError
 from results.hub import PushResult, refuse_token, sizes
-from results.hub_names import check_name, tag_of, token_here
+from results.hub_names import check_endpoint, check_name, tag_of, token_here
 from results.markdown import cell, code, literal
 from results.publish import public_name
 from results.run import Run
@@ -53,10 +53,11 @@ def push_data(
     Raises:
         UserError: there are no trials, a vote is damaged, or the Hub refused.
     """
-    check_name(repo)
+    check_name(repo, or_folder=False)
     contents = data_files(run, repo)
     if dry_run:
         return PushResult(repo, sizes(contents), None, True, None)
+    check_endpoint(endpoint)
     token = token_here(token)
     refuse_token(contents, token)
     done = upload(

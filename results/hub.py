@@ -9,7 +9,7 @@ from pathlib import Path
 
 from results.card import published_texts
 from results.errors import UserError
-from results.hub_names import check_branch, check_name, tag_of, token_here
+from results.hub_names import check_branch, check_endpoint, check_name, tag_of, token_here
 from results.licence import completed, recorded
 from results.model_files import CONFIG, FIGURE, may_leave, model_files
 from results.publish import candidate
@@ -71,13 +71,14 @@ def push(
     if folder:
         _refuse_of_no_use(repo_or_folder, private, revision)
         target = Path(repo_or_folder).expanduser().resolve()
-        _check_folder(target)
+        _check_folder(target, run)
     else:
         check_name(repo_or_folder)
         if revision is not None:
             check_branch(revision)
     licence = recorded(run)
     if not folder and not dry_run:
+        check_endpoint(endpoint)
         token = token_here(token)
         licence = completed(licence, run, token, endpoint)
     with model_files(run, chosen.number, adapter=adapter) as sources:
@@ -86,6 +87,7 @@ def push(
             run,
             trial,
             None if folder else repo_or_folder,
+            revision=revision,
             adapter=adapter,
             licence=licence,
             figure=figure is not None,
@@ -129,7 +131,7 @@ def is_folder(repo_or_folder: str) -> bool:
     return (
         path in (".", "..", "~")
         or path.startswith(("./", "../", "/", "~/"))
-        or (path != "" and Path(repo_or_folder).is_dir())
+        or (path != "" and os.path.isdir(repo_or_folder))
     )
 
 
@@ -170,9 +172,11 @@ def refuse_token(contents: Mapping[str, Path | bytes], token: str) -> None:
                 )
 
 
-def _check_folder(target: Path) -> None:
-    if not target.exists():
-        above = next(folder for folder in target.parents if folder.exists())
+def _check_folder(target: Path, run: Run) -> None:
+    if target.is_relative_to(run.folder):
+        raise UserError(f"{target} is a part of run {run.name} itself; name another folder.")
+    if not os.path.lexists(target):
+        above = next(folder for folder in target.parents if os.path.lexists(folder))
         if not above.is_dir():
             raise UserError(
                 f"{target} cannot be written ({above} is a file); name a folder that can."
@@ -180,7 +184,12 @@ def _check_folder(target: Path) -> None:
         return
     if not target.is_dir():
         raise UserError(f"{target} is a file; name a folder to publish into.")
-    names = [path.name for path in target.iterdir()]
+    try:
+        names = os.listdir(target)
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be read ({error.strerror}); name a folder that can."
+        ) from error
     foreign = [name for name in names if not may_leave(name)]
     if names and (foreign or CONFIG not in names):
         raise UserError(
@@ -209,8 +218,8 @@ def _copy(contents: Mapping[str, Path | bytes], target: Path) -> None:
             target.rename(old)
         new.rename(target)
     except OSError as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
         raise UserError(f"{target} could not be written ({error.strerror}).") from error
     finally:
+        if old.exists() and not target.exists():  # interrupted between the two
+            old.rename(target)
         shutil.rmtree(staged, ignore_errors=True)

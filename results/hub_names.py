@@ -1,15 +1,21 @@
 """Names of repositories, branches and tags that the Hub takes, and the token to write with."""
 
 import re
+from urllib.parse import urlsplit
 
 from results.errors import UserError
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 # As git has it, and without what a shell or an address would read otherwise.
 REF = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)|[./]$))[\w][\w./-]*", re.ASCII)
 
 
-def check_name(repo: str) -> None:
+def check_name(repo: str, or_folder: bool = True) -> None:
     """Refuse a name that can be no repository's.
+
+    Args:
+        repo: `name/repo`, or the name alone.
+        or_folder: a local folder would do as well.
 
     Raises:
         UserError: it says how one is written.
@@ -20,9 +26,9 @@ def check_name(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
+        folder = ", or start a local folder with ./" if or_folder else ""
         raise UserError(
-            f"{repo!r} is no name of a repository on the Hub; write it as `name/repo`, or start a "
-            "local folder with ./"
+            f"{repo!r} is no name of a repository on the Hub; write it as `name/repo`{folder}"
         ) from error
 
 
@@ -37,6 +43,27 @@ def check_branch(name: str) -> None:
             f"--revision {name!r} can be no branch: use letters, digits, `-`, `_`, `.` and `/`, "
             "and begin with a letter or a digit."
         )
+    if name.startswith("refs/") or COMMIT.fullmatch(name):
+        raise UserError(
+            f"--revision {name!r} reads as a reference or a commit; give a branch's own name."
+        )
+
+
+def check_endpoint(endpoint: str | None) -> None:
+    """Refuse an address that the client could not even read.
+
+    Raises:
+        UserError: it names HF_ENDPOINT.
+    """
+    from huggingface_hub import constants
+
+    address = endpoint or constants.ENDPOINT
+    try:
+        _ = urlsplit(address).port  # read, it is checked
+    except ValueError as error:
+        raise UserError(
+            f"The Hub's address {address!r} is none ({error}); mend or unset HF_ENDPOINT."
+        ) from error
 
 
 def tag_of(*words: str) -> str:
@@ -59,5 +86,10 @@ def token_here(token: str | None) -> str:
         raise UserError(
             "There is no Hugging Face token on this machine; run `hf auth login` with a token that "
             "may write, or set HF_TOKEN, then push again."
+        )
+    if not (found.isascii() and found.isprintable() and " " not in found):
+        raise UserError(
+            "The Hugging Face token of this machine holds characters that no token has; copy it "
+            "again, with `hf auth login` or into HF_TOKEN."
         )
     return found

@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,8 +23,10 @@ WORDS = TOKENIZERS | {
     "merges.txt",
     "chat_template.jinja",
 }
-MODEL = frozenset({"config.json", "generation_config.json", "model.safetensors.index.json"})
+INDEX = "model.safetensors.index.json"
+MODEL = frozenset({"config.json", "generation_config.json", INDEX})
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 
 
 def may_leave(name: str) -> bool:
@@ -130,7 +132,26 @@ def _found(run: Run, weights: Path, what: str, parts: frozenset[str]) -> dict[st
         )
     for path in found.values():
         _check_whole(path, what)
+    if absent := _shards(found) - set(found):
+        raise UserError(
+            f"{what} cannot be published: {weights} has no {min(absent)}, a part of its weights. "
+            "Restore it from a copy, or name another trial with --trial."
+        )
     return found
+
+
+def _shards(found: Mapping[str, Path]) -> set[str]:
+    """Names of the files that the weights are in, as their index and their own names say."""
+    named: set[str] = set()
+    for name in found:
+        if part := SHARD.fullmatch(name):
+            named |= {f"model-{n:05}-of-{part[1]}.safetensors" for n in range(1, int(part[1]) + 1)}
+            named.add(INDEX)
+    if INDEX in found:
+        index = json.loads(found[INDEX].read_text(encoding="utf-8"))
+        files = index.get("weight_map") if isinstance(index, dict) else None
+        named |= {str(file) for file in files.values()} if isinstance(files, dict) else set()
+    return named
 
 
 def _check_whole(path: Path, what: str) -> None:

@@ -1,5 +1,6 @@
 """What the Hub refuses, each refusal as one sentence; and what is worth another try."""
 
+from json import JSONDecodeError
 from typing import Any
 
 # Too many requests, a server's own trouble, or somebody else's commit in between.
@@ -39,11 +40,12 @@ def patience(error: BaseException) -> float:
     return float(asked) if asked.isdigit() else 0.0
 
 
-def refusal(repo: str, endpoint: str, error: BaseException) -> str:
+def refusal(repo: str, kind: str, endpoint: str, error: BaseException) -> str:
     """One sentence on what failed and what to do about it.
 
     Args:
         repo: what was to be written to.
+        kind: of repository; a model can go to a folder as well.
         endpoint: the Hub's address.
         error: what the client raised.
     """
@@ -61,9 +63,12 @@ def refusal(repo: str, endpoint: str, error: BaseException) -> str:
             f"({reason}); push again: files that have arrived are not sent again."
         )
     if _unreached(found):
+        folder = ", or push to a local folder such as ./model" if kind == "model" else ""
+        return f"The Hub at {endpoint} cannot be reached ({reason}); check the connection{folder}."
+    if isinstance(found, JSONDecodeError):
         return (
-            f"The Hub at {endpoint} cannot be reached ({reason}); check the connection, or push "
-            "to a local folder such as ./model."
+            f"What answers at {endpoint} is no Hub ({reason}); mend HF_ENDPOINT or the proxy, then "
+            f"push to {repo} again."
         )
     return f"The Hub did not take the files of {repo}: {reason}."
 

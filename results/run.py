@@ -333,6 +333,7 @@ def _trial(frozen: Any, measures: list[dict[str, Any]]) -> Trial:
     last = max(rungs, default=0)
     value = frozen.values[0] if frozen.values else rungs.get(last)
     latest = measures[-1] if measures else {}
+    seen = latest.get("pairs")
     broken = any(not value <= 0 for value in constraints.values())
     state = {
         "COMPLETE": "complete",
@@ -351,7 +352,7 @@ def _trial(frozen: Any, measures: list[dict[str, Any]]) -> Trial:
         params={name: _decoded(value) for name, value in frozen.params.items()},
         value=value,
         # A trial that broke a limit may tell no objective there; its measures say how far it got.
-        pairs=max(last, int(latest.get("pairs") or 0)),
+        pairs=max(last, seen if isinstance(seen, int) else 0),
         rungs=rungs,
         constraints=constraints,
         attrs=attrs,

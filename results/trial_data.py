@@ -74,7 +74,10 @@ def _column(values: list[Any]) -> Any:
     known = [value for value in values if value is not None]
     types = {type(value) for value in known}
     if types <= {int, float}:
-        return pa.array(values, pa.int64() if types == {int} else pa.float64())
+        whole = types == {int} and all(-(2**63) <= value < 2**63 for value in known)
+        if not whole:
+            values = [None if value is None else float(value) for value in values]
+        return pa.array(values, pa.int64() if whole else pa.float64())
     messages = types == {list} and all(isinstance(i, dict) for value in known for i in value)
     if types in ({bool}, {str}) or messages:
         return pa.array(values)

@@ -126,7 +126,7 @@ def upload(wanted: Upload, token: str, endpoint: str | None = None) -> Uploaded:
             return work.go()
         except (HTTPError, OSError, ValueError, RuntimeError) as error:
             if wait is None or not passes(error) or patience(error) > LONGEST:
-                said = refusal(wanted.repo, api.endpoint, error) + work.left_behind()
+                said = refusal(wanted.repo, wanted.kind, api.endpoint, error) + work.left_behind()
                 # A server may repeat what it was sent.
                 raise UserError(said.replace(token, "***")) from error
             time.sleep(max(wait, patience(error)))
@@ -186,6 +186,11 @@ class _Work:
 
     def _branch(self, name: str) -> None:
         refs = self.api.list_repo_refs(self.repo, repo_type=self.wanted.kind)
+        if name in {ref.name for ref in refs.tags}:
+            raise UserError(
+                f"{name} is a tag of {self.repo}, and a branch of the same name would be taken for "
+                "it; give --revision another."
+            )
         if name not in {ref.name for ref in refs.branches}:
             self.api.create_branch(
                 self.repo, repo_type=self.wanted.kind, branch=name, exist_ok=True
@@ -209,7 +214,9 @@ class _Work:
         return changed, gone
 
     def _refuse_foreign(self, there: Mapping[str, Any]) -> None:
-        held = sorted(name for name in there if name != CARD and self.wanted.ours(name))
+        # The Hub itself begins a repository with these two.
+        begun = set(there) <= {CARD, ".gitattributes"}
+        held = [] if begun else sorted(name for name in there if self.wanted.ours(name))
         if held and self.wanted.mark not in there:
             raise UserError(
                 f"{self.repo} holds files that preftune has not pushed and would replace "
@@ -249,9 +256,12 @@ class _Work:
         A tag is never moved: somebody may have pinned it. Other files get the next number.
         """
         kind = self.wanted.kind
-        tags = {ref.name for ref in self.api.list_repo_refs(self.repo, repo_type=kind).tags}
+        refs = self.api.list_repo_refs(self.repo, repo_type=kind)
+        tags, branches = ({ref.name for ref in some} for some in (refs.tags, refs.branches))
         for number in count(1):
             name = self.wanted.tag if number == 1 else f"{self.wanted.tag}-v{number}"
+            if name in branches:
+                continue
             if name not in tags:
                 self.api.create_tag(self.repo, tag=name, revision=commit, repo_type=kind)
                 return name, True

@@ -145,11 +145,13 @@ def load(path_or_repo: str, tokenizer: str | Path | None = None) -> Engine:
             "save the model with `save_pretrained` first."
         )
     cuda = torch.cuda.is_available()
+    # Of a model without safetensors transformers would ask a service to convert it, in public.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     disable_progress_bar()  # the page's terminal is no place for one
     try:
-        words = AutoTokenizer.from_pretrained(str(tokenizer or local))
+        words = AutoTokenizer.from_pretrained(str(tokenizer or local), trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare `Exception` on a damaged file
-        raise _unloadable(f"The tokenizer of {path_or_repo}", error) from error
+        raise _unloadable("tokenizer of", path_or_repo, error) from error
     if not words.chat_template:
         raise UserError(
             f"{path_or_repo} has no chat template, so there is no telling how it wants to be "
@@ -159,18 +161,58 @@ def load(path_or_repo: str, tokenizer: str | Path | None = None) -> Engine:
         model = AutoModelForCausalLM.from_pretrained(
             local,
             use_safetensors=True,
+            trust_remote_code=False,  # left out, the terminal would be asked
             # Half precision is slower than float32 on most CPUs.
             dtype="auto" if cuda else torch.float32,
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        raise _unloadable(f"The model {path_or_repo}", error) from error
+        raise _unloadable("model", path_or_repo, error) from error
     model.to("cuda" if cuda else "cpu").eval()
     return Engine(model, words, path_or_repo)
 
 
-def _unloadable(what: str, error: Exception) -> UserError:
+def _unloadable(what: str, model: str, error: Exception) -> UserError:
+    if (refused := _of_the_hub(model, error)) is not None:
+        return UserError(refused)
     reason = " ".join(str(error).split())[:300].rstrip(".")
-    return UserError(f"{what} cannot be loaded ({reason}); restore it, or choose another model.")
+    return UserError(
+        f"The {what} {model} cannot be loaded ({reason}); restore it, or choose another model."
+    )
+
+
+def _of_the_hub(model: str, error: BaseException) -> str | None:
+    """Say what the Hub answered, where that is behind an error of transformers."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    behind: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in behind:
+        behind.append(following)
+        following = following.__cause__ or following.__context__
+    statuses = {getattr(getattr(one, "response", None), "status_code", None) for one in behind}
+    if any(isinstance(one, GatedRepoError) for one in behind):
+        return (
+            f"The model {model} is gated: accept its terms on {constants.ENDPOINT}/{model}, then "
+            "log in with `hf auth login`."
+        )
+    # Whoever is not logged in gets 401 for what is private and for what is not there alike.
+    if 401 in statuses or any(isinstance(one, RepositoryNotFoundError) for one in behind):
+        return (
+            f"There is no model {model} on the Hub: check the spelling, or log in with `hf auth "
+            "login` if it is private."
+        )
+    if any(isinstance(one, LocalEntryNotFoundError | OfflineModeIsEnabled) for one in behind):
+        return (
+            f"The model {model} is not whole in the cache, and the Hub at {constants.ENDPOINT} "
+            "cannot be reached for it: check the network and HF_HUB_OFFLINE, or give a folder."
+        )
+    return None
 
 
 def _warpers(temperature: float, top_p: float, top_k: int) -> Any:

@@ -283,3 +283,79 @@ def test_without_a_passing_verdict_only_by_force(me: Hub, tmp_path: Path) -> Non
     assert "**Published without a passing verdict.**" in card
     assert "nothing was verified" in card
     assert repository.state["tags"] == {"lost-trial-3": commit}
+
+
+def test_a_readme_beside_foreign_files_is_not_replaced(me: Hub, run: Run) -> None:
+    theirs = me.create("me/gguf")
+    theirs.commit({"README.md": b"# mine", "model.gguf": b"x"})
+    with pytest.raises(UserError, match="has not pushed and would replace .README.md"):
+        pushed(me, run, "me/gguf")
+    assert theirs.read("README.md") == b"# mine" and theirs.state["tags"] == {}
+    new = me.create("me/new")
+    new.commit({"README.md": b"---\nlicense: mit\n---\n"}, title="As the Hub's own form begins one")
+    pushed(me, run, "me/new")
+    assert published(new) == PUBLISHED
+
+
+def test_a_model_without_one_of_its_parts_stays(me: Hub, run: Run) -> None:
+    best = run.folder / "best"
+    first, second = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+    (best / "model.safetensors").rename(best / first)
+    with pytest.raises(UserError, match=f"has no {second}, a part of its weights"):
+        pushed(me, run)
+    shutil.copy(best / first, best / second)
+    with pytest.raises(UserError, match=r"has no model.safetensors.index.json, a part of"):
+        pushed(me, run)
+    index = {"weight_map": {"a": first, "b": second}}
+    (best / "model.safetensors.index.json").write_text(json.dumps(index))
+    pushed(me, run)
+    (best / second).unlink()
+    (best / first).rename(best / "model.safetensors")
+    with pytest.raises(UserError, match=f"has no {first}, a part of its weights"):
+        pushed(me, run)
+
+
+def test_a_branch_and_a_tag_never_share_a_name(me: Hub, run: Run) -> None:
+    commit = pushed(me, run, revision="won")
+    repository = me.repository("me/winner")
+    assert repository.state["tags"] == {"won-v2": commit}
+    with pytest.raises(UserError, match="won-v2 is a tag of me/winner"):
+        pushed(me, run, revision="won-v2")
+    for name in ("refs/pr/1", "refs/heads/main", "a" * 40):
+        with pytest.raises(UserError, match="reads as a reference or a commit"):
+            pushed(me, run, revision=name)
+
+
+def test_the_card_of_a_branch_loads_that_branch(me: Hub, run: Run) -> None:
+    pushed(me, run, revision="next")
+    card = me.repository("me/winner").read("README.md", "next").decode()
+    assert 'model="me/winner", revision="next")' in card
+    assert "hf download me/winner spec.yaml --revision next --local-dir ." in card
+    assert "preftune chat" not in card
+    pushed(me, run, revision="main")
+    assert "revision=" not in me.repository("me/winner").read("README.md").decode()
+
+
+def test_what_a_failed_run_said_stays(me: Hub, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "runs", "broken", state="failed")
+    draw(folder)
+    told = json.loads((folder / "run.json").read_text())
+    told["error"] = "/home/mallory/base on gpu-17.internal is damaged"
+    (folder / "run.json").write_text(json.dumps(told))
+    write_model(folder / "trials" / "3" / "checkpoint")
+    pushed(me, open_run(folder), trial=3, force=True)
+    card = me.repository("me/winner").read("README.md").decode()
+    assert "The run failed before its verdict." in card
+    assert "mallory" not in card and "gpu-17" not in card
+
+
+def test_folders_that_can_be_none(run: Run, tmp_path: Path) -> None:
+    for name in (f"./{'a' * 300}", f"{tmp_path}/{'a' * 300}"):
+        with pytest.raises(UserError, match="cannot be written .File name too long"):
+            push(run, name)
+    with pytest.raises(UserError, match="is no name of a repository"):
+        push(run, "a" * 300)
+    push(run, str(tmp_path / "out"))
+    shutil.copytree(tmp_path / "out", run.folder / "best", dirs_exist_ok=True)
+    with pytest.raises(UserError, match="is a part of run won itself; name another folder"):
+        push(run, str(run.folder / "best"))

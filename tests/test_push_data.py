@@ -184,7 +184,7 @@ def test_card_and_dry_run(me: Hub, run: Run) -> None:
     configs = card.data.to_dict()["configs"]
     assert [config["config_name"] for config in configs] == ["trials", "curves", "preferences"]
     assert "| `preferences` | 2 |" in card.text
-    with pytest.raises(UserError, match="no name of a repository"):
+    with pytest.raises(UserError, match="no name of a repository .* `name/repo`$"):
         push_data(run, "./here", token=TOKEN, endpoint=me.endpoint)
 
 
@@ -197,3 +197,13 @@ def test_failures_read_as_those_of_push(me: Hub, run: Run, monkeypatch: pytest.M
     theirs.commit({"preferences.parquet": b"x"})
     with pytest.raises(UserError, match="has not pushed and would replace .preferences.parquet"):
         push_data(run, "me/rows", token=TOKEN, endpoint=me.endpoint)
+
+
+def test_figures_that_no_column_holds(run: Run) -> None:
+    from results.trial_data import curve_rows, parquet, trial_rows
+
+    lines = [{"pairs": 178, "kl": 10**30}, {"pairs": "many", "kl": 1}]
+    write_lines(run.trial_folder(0) / "measures.jsonl", lines)
+    opened = open_run(run.folder)
+    assert opened.trial(0).pairs == 1600
+    assert parquet(trial_rows(opened)) and parquet(curve_rows(opened))

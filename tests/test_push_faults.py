@@ -51,6 +51,7 @@ STEPS = [
     ("POST", "/preupload/"),
     ("POST", "/objects/batch"),
     ("PUT", "^/lfs/"),
+    ("POST", "/info/lfs/verify"),
     ("POST", "/commit/main"),
     ("GET", "/refs"),
     ("POST", "/tag/"),
@@ -217,6 +218,13 @@ def test_no_token_bad_name_offline_and_no_network(
     assert no_waiting == [1.0, 4.0, 15.0]
     with pytest.raises(UserError, match="no name of a repository"):
         push(run, "a/b/c", token=TOKEN, endpoint=nowhere)
+    for address in ("http://localhost:port", "http://[::1"):
+        with pytest.raises(UserError, match="address 'http://.* is none .*; mend or unset HF_END"):
+            push(run, "me/winner", token=TOKEN, endpoint=address)
+    for token in ("hf_\xe9", "hf_a\nb", "hf_a b"):
+        with pytest.raises(UserError, match="holds characters that no token has") as error:
+            push(run, "me/winner", token=token, endpoint=nowhere)
+        assert token not in str(error.value)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set; unset it"):
         push(run, "me/winner", token=TOKEN, endpoint=nowhere)
@@ -224,6 +232,21 @@ def test_no_token_bad_name_offline_and_no_network(
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     with pytest.raises(UserError, match="no Hugging Face token .* `hf auth login`"):
         push(run, "me/winner")
+
+
+def test_a_page_instead_of_the_hub(me: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that answers everything with its own login page."""
+    from hub.server import Handler
+
+    def page(self: Handler) -> None:
+        content = b"<html>Log in</html>"
+        self._drain()
+        self._start(200, len(content), {"Content-Type": "text/html"})
+        self._write(iter([content]))
+
+    monkeypatch.setattr(Handler, "_dispatch", page)
+    with pytest.raises(UserError, match=r"answers at http.* is no Hub .*; mend HF_ENDPOINT or"):
+        pushed(me, run)
 
 
 def _sha256(path: Path) -> str:

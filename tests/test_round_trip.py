@@ -134,3 +134,43 @@ def test_a_name_without_an_owner_is_asked_for_on_the_hub(me: Hub, tmp_path: Path
     unreached = chat(me, tmp_path, "gpt22")
     _, said = unreached.communicate(timeout=60)
     assert unreached.returncode == 1 and "the Hub cannot be asked for 'gpt22' now" in said
+
+
+REFUSED = """
+import sys
+from results.errors import UserError
+from serve.engine import load
+for name in sys.argv[1:]:
+    try:
+        load(name)
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_what_cannot_be_chatted_with_is_one_sentence(me: Hub, tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in BASE.iterdir() if path.is_file()}
+    me.create("lab/gated").commit(files)
+    me.repository("lab/gated").change(gated="manual")
+    me.create("lab/private", private=True).commit(files)
+    weights = files.pop("model.safetensors")
+    me.create("lab/pickle").commit({**files, "pytorch_model.bin": b"\x80\x04"})
+    custom = {"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}
+    code = {"config.json": json.dumps(custom).encode(), "own.py": b"print('it ran')"}
+    me.create("lab/code").commit({**files, **code, "model.safetensors": weights})
+    names = ["gated", "private", "missing", "pickle", "code"]
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, *(f"lab/{name}" for name in names)],
+        env={**me.environment(tmp_path / "hf"), "PATH": "/usr/bin", "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    gated, private, missing, pickled, custom_code = done.stdout.splitlines()
+    assert f"lab/gated is gated: accept its terms on {me.endpoint}/lab/gated, then log" in gated
+    assert "no model lab/private on the Hub: check the spelling, or log in with" in private
+    assert "no model lab/missing on the Hub: check the spelling, or log in with" in missing
+    assert "lab/pickle cannot be loaded" in pickled and "safetensors" in pickled
+    assert "lab/code cannot be loaded" in custom_code
+    assert not me.asked("GET", "/discussions"), "somebody was asked to convert it"
