@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from results.errors import UserError
-from results.publish import hub_id, public_name
+from results.publish import base_id, hub_id, public_name
 from results.run import Run
 
 ADAPTER = frozenset({"adapter_config.json", "adapter_model.safetensors"})
@@ -67,7 +67,7 @@ def portable(run: Run, files: Mapping[str, Path], scratch: Path) -> dict[str, Pa
     """
     model = run.info.get("model") or {}
     path = model.get("path") or run.spec.get("model")
-    base = hub_id(path)
+    base = base_id(run)
     if run.spec.get("sft") or base is None:
         after = " after a supervised pass" if run.spec.get("sft") else ""
         raise UserError(

@@ -23,7 +23,7 @@ from results.doctor import Finding, of_data, of_trial
 from results.licence import Licence, recorded
 from results.markdown import cell, code, literal
 from results.public_spec import spec_yaml
-from results.publish import Candidate, candidate, hub_id, public_name
+from results.publish import Candidate, base_id, candidate, dataset_id, hub_id, public_name
 from results.run import Run
 from results.trl_config import dpo_yaml
 from results.words import compact, judged, measure
@@ -82,7 +82,9 @@ def model_card(
         adapter=adapter,
         all_pairs=f"{full['pairs']:,}" if full else None,
         trials=len(run.trials()),
-        judge=f"Answers were judged by {named(judge)}." if judge else "There was no judge.",
+        judge=f"Answers were judged by {named(judge, hub_id(judge))}."
+        if judge
+        else "There was no judge.",
         figures_of=literal(figures_of(chosen, verdict, bool(full))),
         figures=[
             (name, measure(chosen.reference, name), measure(chosen.measures, name))
@@ -155,8 +157,7 @@ def _metadata(
     from huggingface_hub import EvalResult, ModelCardData
 
     spec_dataset = run.spec.get("dataset") or {}
-    dataset = hub_id(spec_dataset.get("path"))
-    base = hub_id((run.info.get("model") or {}).get("path") or run.spec.get("model"))
+    dataset, base = dataset_id(run), base_id(run)
     name = public_name(spec_dataset.get("path"))
     config = spec_dataset.get("name")
     revision = ((run.data_report() or {}).get("source") or {}).get("revision")

@@ -1,11 +1,12 @@
 """What a card says in words and in rows; every name in it fit for Markdown."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from results.licence import Licence
 from results.markdown import cell, code, literal
-from results.publish import Candidate, hub_id, public_name
+from results.publish import Candidate, base_id, dataset_id, hub_id, public_name
 from results.run import Run, leaderboard
 from results.words import compact, ending, interval, measure, verdict_sentence
 
@@ -42,8 +43,9 @@ def limits(run: Run, chosen: Candidate) -> list[str]:
     judge = run.spec.get("judge")
     if judge:
         told.append(
-            f"`win_rate` and `judge_score` are the opinion of one judge, {named(judge)}: what it "
-            "cannot tell, they do not measure. Nothing here was rated by people."
+            "`win_rate` and `judge_score` are the opinion of one judge, "
+            f"{named(judge, hub_id(judge))}: what it cannot tell, they do not measure. Nothing "
+            "here was rated by people."
         )
     else:
         told.append("There was no judge: nothing here says how good the answers read.")
@@ -121,16 +123,16 @@ def licence_words(licence: Licence) -> str:
     return words
 
 
-def named(path: object, kind: str = "") -> str:
+def named(path: object, hub: str | None, kind: str = "") -> str:
     """A model or data set as it is cited: a link to the Hub, or the last part of a local path."""
-    if hub_id(path):
-        return f"[{literal(path)}](https://huggingface.co/{kind}{path})"
-    return code(public_name(path))
+    if hub:
+        return f"[{literal(hub)}](https://huggingface.co/{kind}{hub})"
+    return code(Path(public_name(path)).name)
 
 
 def base_model(run: Run) -> str:
     """What the training started from."""
-    name = named((run.info.get("model") or {}).get("path") or run.spec.get("model"))
+    name = named((run.info.get("model") or {}).get("path") or run.spec.get("model"), base_id(run))
     return (
         f"{name} (after a supervised pass over the chosen answers)" if run.spec.get("sft") else name
     )
@@ -138,7 +140,7 @@ def base_model(run: Run) -> str:
 
 def data_set(run: Run) -> str:
     """What it was trained on."""
-    return named((run.spec.get("dataset") or {}).get("path"), "datasets/")
+    return named((run.spec.get("dataset") or {}).get("path"), dataset_id(run), "datasets/")
 
 
 def rows(run: Run) -> list[list[str]]:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from results.publish import hub_id
+from results.publish import base_id, dataset_id, hub_id
 from results.run import Run
 
 KEYS = ("license", "license_name", "license_link")  # the words of a card's metadata
@@ -44,8 +44,7 @@ def recorded(run: Run) -> Licence:
 def completed(licence: Licence, run: Run, token: str | None, endpoint: str | None) -> Licence:
     """Look up on the Hub what the run folder does not say; what cannot be had stays unknown."""
     model = run.info.get("model") or {}
-    path = hub_id(model.get("path") or run.spec.get("model"))
-    pairs = hub_id((run.spec.get("dataset") or {}).get("path"))
+    path, pairs = base_id(run), dataset_id(run)
     if not licence.model and path:
         found = of_repository("model", path, model.get("revision"), token, endpoint)
         licence = replace(licence, model=found)

@@ -1,11 +1,12 @@
 """A run's search as a file for others: what to repeat, and nothing of the machine it ran on."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from results.publish import hub_id, public_name
+from results.publish import base_id, dataset_id, hub_id, public_name
 from results.run import Run
 
 # Where things are on a machine or a cluster. Each has a default.
@@ -24,18 +25,18 @@ def spec_yaml(run: Run) -> str | None:
     comments = [f"The search of preftune run {public_name(run.name)}: preftune run spec.yaml"]
     model, source = run.info.get("model") or {}, (run.data_report() or {}).get("source") or {}
     dataset = spec.get("dataset") or {}
-    if hub_id(spec.get("model")) and model.get("revision"):
+    if base_id(run) and model.get("revision"):
         spec["revision"] = model["revision"]
-    if hub_id(dataset.get("path")) and source.get("revision"):
+    if dataset_id(run) and source.get("revision"):
         dataset["revision"] = source["revision"]
-    for key, holder, name in (
-        ("model", spec, "model"),
-        ("dataset.path", dataset, "path"),
-        ("judge", spec, "judge"),
+    for key, holder, name, hub in (
+        ("model", spec, "model", base_id(run)),
+        ("dataset.path", dataset, "path", dataset_id(run)),
+        ("judge", spec, "judge", hub_id(spec.get("judge"))),
     ):
         path = holder.get(name)
-        if path and path != "quickstart" and not hub_id(path):
-            holder[name] = public_name(path)
+        if path and path != "quickstart" and not hub:
+            holder[name] = Path(public_name(path)).name
             comments.append(f"{key} was a local path; put yours there.")
     if (spec.get("search") or {}).get("warm_start"):
         spec["search"]["warm_start"] = None

@@ -60,6 +60,23 @@ def hub_id(path: object) -> str | None:
     return None if Path(text).suffix in (".parquet", ".jsonl", ".gz", ".py") else text
 
 
+def base_id(run: Run) -> str | None:
+    """The Hub id of the base model; None for a local one, which may be spelt like an id.
+
+    A run that took its base from the Hub says at which commit.
+    """
+    model = run.info.get("model") or {}
+    known = model.get("revision", "not said") is not None
+    return hub_id(model.get("path") or run.spec.get("model")) if known else None
+
+
+def dataset_id(run: Run) -> str | None:
+    """The Hub id of the data set; None for a local one, as for `base_id`."""
+    source = (run.data_report() or {}).get("source") or {}
+    known = source.get("revision", "not said") is not None
+    return hub_id((run.spec.get("dataset") or {}).get("path")) if known else None
+
+
 def public_name(path: object) -> str:
     """A name fit to publish: of a local path only the last part, on one line."""
     text = " ".join(plain(path or "unknown").split())

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from results.publish import candidate, hub_id, public_name
+from results.publish import base_id, candidate, dataset_id, public_name
 from results.run import Run
 
 # TRL's defaults for what is left out of a spec; a test compares them with the installed TRL.
@@ -97,9 +97,9 @@ def _comments(run: Run, path: Any, dataset: dict[str, Any], lora: dict[str, Any]
     ]
     if run.spec.get("sft"):
         lines.append("The search started from this model after a supervised pass: do that first.")
-    elif not hub_id(path):
+    elif not base_id(run):
         lines.append(f"model_name_or_path: {_local(path)}.")
-    if not hub_id(dataset.get("path")):
+    if not dataset_id(run):
         lines.append(f"dataset_name: {_local(dataset.get('path'))}.")
     unknown = sorted(set(lora) - set(LORA))
     if unknown:

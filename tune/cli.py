@@ -195,6 +195,10 @@ def push(
         adapter=adapter,
     )
     _tell(result, f"trial {result.trial}")
+    if "front.png" not in result.files:
+        console.print(
+            "its card has no figure: drawing it takes Chrome or Chromium", highlight=False
+        )
 
 
 @app.command()
