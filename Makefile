@@ -30,7 +30,7 @@ chat: install
 	$(BIN)/preftune chat
 
 test: install .venv/moto/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu and not network and not chaos'
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'not gpu and not network and not chaos'
 
 # Whole searches whose processes, nodes and disks are taken away: minutes more than `make test` has.
 chaos: install .venv/moto/installed

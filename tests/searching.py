@@ -39,6 +39,12 @@ def preftune(
     return done.stdout + done.stderr
 
 
+def heed_signals() -> None:
+    """Ignore no signal: a shell has background jobs ignore Ctrl-C, nohup a hang-up."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start the command and leave it to run."""
     return subprocess.Popen(
@@ -48,8 +54,7 @@ def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A shell starts background jobs with Ctrl-C ignored, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        preexec_fn=heed_signals,
     )
 
 

@@ -4,15 +4,19 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hub import Hub
 from run_folder import write_run
 
 from serve.launch import command
+from trainables.quickstart.world import BASE
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import Page, expect, sync_playwright  # noqa: E402
@@ -30,6 +34,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 60_000  # milliseconds; the first answer waits for torch and two models
 expect.set_options(timeout=PATIENCE)
 
@@ -56,7 +61,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         log.close()
 
 
-def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+def _wait_for(address: str, process: subprocess.Popen[Any]) -> None:
     for _ in range(300):
         assert process.poll() is None, "the page's process ended"
         try:
@@ -151,3 +156,39 @@ def test_board_shows_verdict_leaderboard_and_figures(page: Page) -> None:
     page.mouse.move(700, 500)
     page.mouse.wheel(0, 600)
     _keep(page, "board")
+
+
+def test_a_repository_of_the_hub_answers(hub: Hub, tmp_path: Path) -> None:
+    """`preftune chat REPO`, as its user types it."""
+    hub.create("me/winner").commit_folder(BASE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tune", "chat", "me/winner", "--port", "0"],
+        env={**os.environ, **hub.environment(tmp_path / "hf"), "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().partition("chat at ")[2].split()[0]
+        _wait_for(f"{address.rstrip('/')}/_stcore/health", process)
+        with sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page.set_default_timeout(PATIENCE)
+            page.goto(address)
+            box = page.get_by_placeholder("Write to the models")
+            box.wait_for()
+            temperature = page.get_by_role("slider", name="temperature")
+            temperature.focus()
+            temperature.press("Home")
+            expect(temperature).to_have_value("0")
+            box.fill("Hello! What is the capital of France? Thanks!")
+            box.press("Enter")
+            expect(page.get_by_text("Paris").first).to_be_visible()
+            _keep(page, "from_the_hub")
+            browser.close()
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+        process.stdout.close()

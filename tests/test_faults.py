@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from searching import environment, lines, preftune, start, wait_for
+from searching import environment, heed_signals, lines, preftune, start, wait_for
 
 from results.run import open_run
 from trainables.errors import UserError
@@ -247,7 +247,12 @@ for numbers in ([signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]):
         print("interrupted", signal.getitimer(signal.ITIMER_REAL))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=heed_signals,
     )
     assert done.stdout == "searched True\ninterrupted (0.0, 0.0)\n" * 2
 
