@@ -7,7 +7,7 @@ TOKENIZER := $(firstword $(wildcard ../shared/data/gpt2-tokenizer) openai-commun
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test chaos chat lint bench gpu-check clean
+.PHONY: install demo test chaos endurance chat lint bench gpu-check clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -30,11 +30,14 @@ chat: install
 	$(BIN)/preftune chat
 
 test: install .venv/moto/installed
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'not gpu and not network and not chaos'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu and not network and not chaos and not endurance'
 
 # Whole searches whose processes, nodes and disks are taken away: minutes more than `make test` has.
 chaos: install .venv/moto/installed
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m chaos
+
+endurance: install
+	$(BIN)/python -m pytest -m endurance
 
 # What only a CUDA device can show: NaN in sampling, random state, bf16, memory.
 gpu-check: install

@@ -177,7 +177,7 @@ def test_a_repository_of_the_hub_answers(hub: Hub, tmp_path: Path) -> None:
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.set_default_timeout(PATIENCE)
             page.goto(address)
-            box = page.get_by_placeholder("Write to the models")
+            box = page.get_by_placeholder("Write to the model", exact=True)
             box.wait_for()
             temperature = page.get_by_role("slider", name="temperature")
             temperature.focus()

@@ -376,6 +376,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[RayNode]]]:
         shutil.rmtree(session, ignore_errors=True)
 
 
+@pytest.mark.chaos
 def test_trial_of_a_lost_node_goes_on_elsewhere(
     tmp_path: Path, cluster: tuple[str, list[RayNode]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
