@@ -36,6 +36,7 @@ test: install .venv/moto/installed
 chaos: install .venv/moto/installed
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m chaos
 
+# Five hundred trials of a fake one: what the driver keeps of each.
 endurance: install
 	$(BIN)/python -m pytest -m endurance
 

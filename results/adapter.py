@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from results.errors import UserError
-from results.publish import base_id, hub_id, public_name
+from results.publish import hub_id, name_of, spelt_like_id
 from results.run import Run
 
 ADAPTER = frozenset({"adapter_config.json", "adapter_model.safetensors"})
@@ -32,7 +32,7 @@ def merged(run: Run, adapter: Path, out: Path, what: str) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     base = run.reference_model()
-    revision = (run.info.get("model") or {}).get("revision") if hub_id(base) else None
+    revision = (run.info.get("model") or {}).get("revision") if spelt_like_id(base) else None
     disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -66,13 +66,13 @@ def portable(run: Run, files: Mapping[str, Path], scratch: Path) -> dict[str, Pa
         UserError: nobody else can have the base.
     """
     model = run.info.get("model") or {}
-    path = model.get("path") or run.spec.get("model")
-    base = base_id(run)
+    base = hub_id(run, "model")
     if run.spec.get("sft") or base is None:
         after = " after a supervised pass" if run.spec.get("sft") else ""
         raise UserError(
-            f"An adapter works only with the model that it was trained on, and {public_name(path)}"
-            f"{after} is on this machine alone: push the merged model, without --adapter."
+            "An adapter works only with the model that it was trained on, and "
+            f"{name_of(run, 'model')}{after} is on this machine alone: push the merged model, "
+            "without --adapter."
         )
     config = json.loads(files["adapter_config.json"].read_text(encoding="utf-8"))
     config |= {"base_model_name_or_path": base, "revision": model.get("revision")}

@@ -9,7 +9,6 @@ from typing import Any, cast
 from results.card_words import (
     base_model,
     budget,
-    data_set,
     figures_of,
     finalists,
     licence_words,
@@ -23,7 +22,7 @@ from results.doctor import Finding, of_data, of_trial
 from results.licence import Licence, recorded
 from results.markdown import cell, code, literal
 from results.public_spec import spec_yaml
-from results.publish import Candidate, base_id, candidate, dataset_id, hub_id, public_name
+from results.publish import Candidate, candidate, hub_id, last_part, name_of
 from results.run import Run
 from results.trl_config import dpo_yaml
 from results.words import compact, judged, measure
@@ -78,13 +77,11 @@ def model_card(
         judged=literal(told) if told else None,
         passing=chosen.passing,
         base=base_model(run),
-        dataset=data_set(run),
+        dataset=named(run, "dataset"),
         adapter=adapter,
         all_pairs=f"{full['pairs']:,}" if full else None,
         trials=len(run.trials()),
-        judge=f"Answers were judged by {named(judge, hub_id(judge))}."
-        if judge
-        else "There was no judge.",
+        judge=f"Answers were judged by {named(run, 'judge')}." if judge else "There was no judge.",
         figures_of=literal(figures_of(chosen, verdict, bool(full))),
         figures=[
             (name, measure(chosen.reference, name), measure(chosen.measures, name))
@@ -157,16 +154,15 @@ def _metadata(
     from huggingface_hub import EvalResult, ModelCardData
 
     spec_dataset = run.spec.get("dataset") or {}
-    dataset, base = dataset_id(run), base_id(run)
-    name = public_name(spec_dataset.get("path"))
+    dataset, base = hub_id(run, "dataset"), hub_id(run, "model")
     config = spec_dataset.get("name")
     revision = ((run.data_report() or {}).get("source") or {}).get("revision")
     results = [
         EvalResult(
             task_type="text-generation",
             dataset_type=dataset or "preftune",
-            dataset_name=name,
-            dataset_config=config and public_name(config),
+            dataset_name=name_of(run, "dataset"),
+            dataset_config=config and last_part(config),
             dataset_split=chosen.split,
             dataset_revision=revision if dataset else None,
             metric_type=metric,

@@ -1,12 +1,11 @@
 """What a card says in words and in rows; every name in it fit for Markdown."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from results.licence import Licence
 from results.markdown import cell, code, literal
-from results.publish import Candidate, base_id, dataset_id, hub_id, public_name
+from results.publish import Candidate, Part, hub_id, name_of
 from results.run import Run, leaderboard
 from results.words import compact, ending, interval, measure, verdict_sentence
 
@@ -44,7 +43,7 @@ def limits(run: Run, chosen: Candidate) -> list[str]:
     if judge:
         told.append(
             "`win_rate` and `judge_score` are the opinion of one judge, "
-            f"{named(judge, hub_id(judge))}: what it cannot tell, they do not measure. Nothing "
+            f"{named(run, 'judge')}: what it cannot tell, they do not measure. Nothing "
             "here was rated by people."
         )
     else:
@@ -53,8 +52,8 @@ def limits(run: Run, chosen: Candidate) -> list[str]:
     if tokens:
         told.append(f"Answers were sampled at temperature 1 and cut at {tokens} tokens.")
     told.append(
-        f"Prompts and pairs are of one data set, {data_set(run)}; on others, and on safety, facts "
-        "and other languages, nothing was measured."
+        f"Prompts and pairs are of one data set, {named(run, 'dataset')}; on others, and on "
+        "safety, facts and other languages, nothing was measured."
     )
     if chosen.split != "test":
         told.append("The figures are those by which the search chose, and so too good.")
@@ -123,24 +122,20 @@ def licence_words(licence: Licence) -> str:
     return words
 
 
-def named(path: object, hub: str | None, kind: str = "") -> str:
-    """A model or data set as it is cited: a link to the Hub, or the last part of a local path."""
-    if hub:
+def named(run: Run, part: Part) -> str:
+    """A run's model, data set or judge as it is cited: a link to the Hub, or a local name."""
+    if hub := hub_id(run, part):
+        kind = "datasets/" if part == "dataset" else ""
         return f"[{literal(hub)}](https://huggingface.co/{kind}{hub})"
-    return code(Path(public_name(path)).name)
+    return code(name_of(run, part))
 
 
 def base_model(run: Run) -> str:
     """What the training started from."""
-    name = named((run.info.get("model") or {}).get("path") or run.spec.get("model"), base_id(run))
+    name = named(run, "model")
     return (
         f"{name} (after a supervised pass over the chosen answers)" if run.spec.get("sft") else name
     )
-
-
-def data_set(run: Run) -> str:
-    """What it was trained on."""
-    return named((run.spec.get("dataset") or {}).get("path"), dataset_id(run), "datasets/")
 
 
 def rows(run: Run) -> list[list[str]]:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from results.card_words import base_model, budget, data_set
+from results.card_words import base_model, budget, named
 from results.errors import UserError
 from results.hub import PushResult, refuse_token, sizes
 from results.hub_names import check_endpoint, check_name, tag_of, token_here
 from results.markdown import cell, code, literal
-from results.publish import public_name
+from results.publish import last_part
 from results.run import Run
 from results.trial_data import curve_rows, parquet, trial_rows
 from results.upload import Upload, upload
@@ -104,7 +104,7 @@ def _card(run: Run, repo: str, counts: Mapping[str, int]) -> str:
     ]
     configs[0]["default"] = True
     data = DatasetCardData(
-        pretty_name=f"Trials of {public_name(run.name)}",
+        pretty_name=f"Trials of {last_part(run.name)}",
         tags=["preftune", "dpo", "hyperparameter-search"],
         configs=configs,
     )
@@ -116,7 +116,7 @@ def _card(run: Run, repo: str, counts: Mapping[str, int]) -> str:
             repo=repo,
             run=code(run.name),
             base=base_model(run),
-            dataset=data_set(run),
+            dataset=named(run, "dataset"),
             searched=budget(run),
             sentence=literal((run.verdict() or {}).get("sentence") or ""),
             counts=[(code(Path(name).stem), number) for name, number in counts.items()],

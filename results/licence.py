@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from results.publish import base_id, dataset_id, hub_id
+from results.publish import hub_id, spelt_like_id
 from results.run import Run
 
 KEYS = ("license", "license_name", "license_link")  # the words of a card's metadata
@@ -44,7 +44,7 @@ def recorded(run: Run) -> Licence:
 def completed(licence: Licence, run: Run, token: str | None, endpoint: str | None) -> Licence:
     """Look up on the Hub what the run folder does not say; what cannot be had stays unknown."""
     model = run.info.get("model") or {}
-    path, pairs = base_id(run), dataset_id(run)
+    path, pairs = hub_id(run, "model"), hub_id(run, "dataset")
     if not licence.model and path:
         found = of_repository("model", path, model.get("revision"), token, endpoint)
         licence = replace(licence, model=found)
@@ -86,7 +86,7 @@ def _clean(found: dict[str, Any], path: object) -> dict[str, str]:
             kept["license_name"] = " ".join(title.split())[:100]
         if isinstance(link, str) and LINK.fullmatch(link):
             kept["license_link"] = link
-        elif isinstance(link, str) and re.fullmatch(r"[\w.-]+", link) and hub_id(path):
+        elif isinstance(link, str) and re.fullmatch(r"[\w.-]+", link) and spelt_like_id(path):
             # A file beside the base, which is not beside this model.
             kept["license_link"] = f"https://huggingface.co/{path}/blob/main/{link}"
     return kept

@@ -1,12 +1,11 @@
 """A run's search as a file for others: what to repeat, and nothing of the machine it ran on."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from results.publish import base_id, dataset_id, hub_id, public_name
+from results.publish import Part, hub_id, last_part
 from results.run import Run
 
 # Where things are on a machine or a cluster. Each has a default.
@@ -22,21 +21,22 @@ def spec_yaml(run: Run) -> str | None:
     if not run.spec:
         return None
     spec: dict[str, Any] = {k: v for k, v in copy.deepcopy(run.spec).items() if k not in OWN}
-    comments = [f"The search of preftune run {public_name(run.name)}: preftune run spec.yaml"]
+    comments = [f"The search of preftune run {last_part(run.name)}: preftune run spec.yaml"]
     model, source = run.info.get("model") or {}, (run.data_report() or {}).get("source") or {}
     dataset = spec.get("dataset") or {}
-    if base_id(run) and model.get("revision"):
+    if hub_id(run, "model") and model.get("revision"):
         spec["revision"] = model["revision"]
-    if dataset_id(run) and source.get("revision"):
+    if hub_id(run, "dataset") and source.get("revision"):
         dataset["revision"] = source["revision"]
-    for key, holder, name, hub in (
-        ("model", spec, "model", base_id(run)),
-        ("dataset.path", dataset, "path", dataset_id(run)),
-        ("judge", spec, "judge", hub_id(spec.get("judge"))),
-    ):
+    places: tuple[tuple[str, dict[str, Any], str, Part], ...] = (
+        ("model", spec, "model", "model"),
+        ("dataset.path", dataset, "path", "dataset"),
+        ("judge", spec, "judge", "judge"),
+    )
+    for key, holder, name, part in places:
         path = holder.get(name)
-        if path and path != "quickstart" and not hub:
-            holder[name] = Path(public_name(path)).name
+        if path and path != "quickstart" and not hub_id(run, part):
+            holder[name] = last_part(path)
             comments.append(f"{key} was a local path; put yours there.")
     if (spec.get("search") or {}).get("warm_start"):
         spec["search"]["warm_start"] = None

@@ -3,12 +3,13 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from results.errors import UserError
 from results.run import Run
 from results.words import plain
 
+Part = Literal["model", "dataset", "judge"]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[a-z0-9][\w.-]*")
 
 
@@ -51,33 +52,38 @@ def candidate(run: Run, trial: int | None = None) -> Candidate:
     )
 
 
-def hub_id(path: object) -> str | None:
-    """The Hub id of a spec's model or data set; None for a local one and for the quickstart."""
+def path_of(run: Run, part: Part) -> str | None:
+    """What the search names as its model, data set or judge; None where it has none."""
+    if part == "dataset":
+        return (run.spec.get("dataset") or {}).get("path")
+    recorded = (run.info.get("model") or {}).get("path") if part == "model" else None
+    return recorded or run.spec.get(part)
+
+
+def hub_id(run: Run, part: Part) -> str | None:
+    """The Hub id of a run's model, data set or judge; None for a local one and the quickstart's.
+
+    A folder can be spelt like an id. Of what a run takes from the Hub, it records the commit.
+    """
+    path = path_of(run, part)
+    local = (run.info.get("revisions") or {}).get(part, "not said") is None
+    return path if not local and spelt_like_id(path) else None
+
+
+def name_of(run: Run, part: Part) -> str:
+    """The Hub id of a run's model, data set or judge, or the last part of a local path."""
+    return hub_id(run, part) or last_part(path_of(run, part))
+
+
+def spelt_like_id(path: object) -> bool:
+    """Whether a path could be a Hub id: it is not on this disk, nor the name of a data file."""
     text = str(path or "")
     if text == "quickstart" or not HUB_ID.fullmatch(text) or Path(text).exists():
-        return None
-    # A file name is no Hub id: `pairs.jsonl` in the folder of the run may be gone by now.
-    return None if Path(text).suffix in (".parquet", ".jsonl", ".gz", ".py") else text
+        return False
+    # `pairs.jsonl` in the folder of the run may be gone by now.
+    return Path(text).suffix not in (".parquet", ".jsonl", ".gz", ".py")
 
 
-def base_id(run: Run) -> str | None:
-    """The Hub id of the base model; None for a local one, which may be spelt like an id.
-
-    A run that took its base from the Hub says at which commit.
-    """
-    model = run.info.get("model") or {}
-    known = model.get("revision", "not said") is not None
-    return hub_id(model.get("path") or run.spec.get("model")) if known else None
-
-
-def dataset_id(run: Run) -> str | None:
-    """The Hub id of the data set; None for a local one, as for `base_id`."""
-    source = (run.data_report() or {}).get("source") or {}
-    known = source.get("revision", "not said") is not None
-    return hub_id((run.spec.get("dataset") or {}).get("path")) if known else None
-
-
-def public_name(path: object) -> str:
-    """A name fit to publish: of a local path only the last part, on one line."""
-    text = " ".join(plain(path or "unknown").split())
-    return text if hub_id(text) else Path(text).name
+def last_part(path: object) -> str:
+    """A name fit to publish: the last part of a path, on one line."""
+    return Path(" ".join(plain(path or "unknown").split())).name

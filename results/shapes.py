@@ -20,7 +20,7 @@ Shape = Mapping[str, str]
 RUN: Shape = {
     **dict.fromkeys(("name", "state", "error", "command", "created", "ended"), TEXT),
     **dict.fromkeys(("seconds", "versions", "seeds", "model", "prepared", "hardware"), MAPPING),
-    **dict.fromkeys(("warm_start", "dataset"), MAPPING),
+    **dict.fromkeys(("warm_start", "dataset", "revisions"), MAPPING),
     "reference": SECTIONS,
 }
 SPEC: Shape = {

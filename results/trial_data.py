@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from results.publish import public_name
+from results.publish import last_part
 from results.run import Run
 from results.words import ending
 
@@ -64,7 +64,7 @@ def _measures(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _param(value: Any) -> Any:
-    return public_name(value) if isinstance(value, str) else value
+    return last_part(value) if isinstance(value, str) else value
 
 
 def _column(values: list[Any]) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from results.publish import base_id, candidate, dataset_id, public_name
+from results.publish import candidate, hub_id, last_part, name_of
 from results.run import Run
 
 # TRL's defaults for what is left out of a spec; a test compares them with the installed TRL.
@@ -48,14 +48,14 @@ def dpo_yaml(run: Run, trial: int | None = None, pairs: int | None = None) -> st
         for name, value in fixed.items()
         if name.startswith("lora.")
     }
-    fields: dict[str, Any] = {"model_name_or_path": public_name(path)}
+    fields: dict[str, Any] = {"model_name_or_path": name_of(run, "model")}
     if model.get("revision"):
         fields["model_revision"] = model["revision"]
-    fields["dataset_name"] = public_name(dataset.get("path"))
+    fields["dataset_name"] = name_of(run, "dataset")
     if dataset.get("name"):
         fields["dataset_config"] = dataset["name"]
     fields["dataset_train_split"] = dataset.get("split") or "train"
-    fields |= {"output_dir": public_name(run.name), "max_steps": _steps(spec, training)}
+    fields |= {"output_dir": last_part(run.name), "max_steps": _steps(spec, training)}
     fields |= {"seed": _seed(run, chosen.number), "bf16": _bf16(run)}
     fields |= training
     comments = _comments(run, path, dataset, lora)
@@ -93,13 +93,13 @@ def _bf16(run: Run) -> bool:
 
 def _comments(run: Run, path: Any, dataset: dict[str, Any], lora: dict[str, Any]) -> list[str]:
     lines = [
-        f"Found by preftune in run {public_name(run.name)}; use it with: trl dpo --config dpo.yaml"
+        f"Found by preftune in run {last_part(run.name)}; use it with: trl dpo --config dpo.yaml"
     ]
     if run.spec.get("sft"):
         lines.append("The search started from this model after a supervised pass: do that first.")
-    elif not base_id(run):
+    elif not hub_id(run, "model"):
         lines.append(f"model_name_or_path: {_local(path)}.")
-    if not dataset_id(run):
+    if not hub_id(run, "dataset"):
         lines.append(f"dataset_name: {_local(dataset.get('path'))}.")
     unknown = sorted(set(lora) - set(LORA))
     if unknown:

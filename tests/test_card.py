@@ -66,16 +66,15 @@ def named(tmp_path: Path) -> Run:
 def test_local_base_and_data_spelt_like_ids_stay_local(me: Hub, named: Run) -> None:
     """Somebody else's repository of that name is neither cited nor asked for its licence."""
     me.create("lab/base").commit({"README.md": b"---\nlicense: mit\n---\n"})
-    path = named.folder / "data_report.json"
-    report = json.loads(path.read_text())
-    path.write_text(json.dumps(report | {"source": {"path": "lab/pairs", "revision": None}}))
-    pushed(me, edit(named.folder, model={"path": "lab/base", "revision": None}))
+    local = edit(named.folder, revisions={"model": None, "dataset": None, "judge": None})
+    pushed(me, edit(local.folder, {"judge": "lab/taste"}))
     card = downloaded(me)
     assert card.data.base_model is None and card.data.datasets is None
     assert "license" not in card.data.to_dict()
-    assert "lab/" not in card.text and "`base`" in card.text and "`pairs`" in card.text
+    assert "lab/" not in card.text
+    assert all(name in card.text for name in ("`base`", "`pairs`", "`taste`"))
     spec = yaml.safe_load(me.repository("me/winner").read("spec.yaml"))
-    assert (spec["model"], spec["dataset"]["path"]) == ("base", "pairs")
+    assert (spec["model"], spec["dataset"]["path"], spec["judge"]) == ("base", "pairs", "taste")
 
 
 def test_the_hub_takes_the_card_and_gives_it_back(me: Hub, named: Run, tmp_path: Path) -> None:

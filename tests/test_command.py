@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from searching import environment
 
 from search_spaces.spec import validate
 from trainables.errors import UserError
@@ -151,3 +152,18 @@ def test_no_cluster_at_the_address(tmp_path: Path) -> None:
     spec = written(tmp_path)
     done = preftune("run", spec, "--address", "127.0.0.1:9", cwd=tmp_path)
     refused(done, 1, "127.0.0.1:9", "--address")
+
+
+@pytest.mark.parametrize("words", ["list", "run quickstart", "push won me/model"])
+def test_address_of_a_hub_that_is_none_is_told(tmp_path: Path, words: str) -> None:
+    """The Hub client could not even be imported with it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tune", *words.split()],
+        env={**environment(), "HF_ENDPOINT": "http://127.0.0.1:port"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "address 'http://127.0.0.1:port' is none" in done.stderr
+    assert "mend or unset HF_ENDPOINT" in done.stderr and list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from hub import Hub
 from run_folder import write_run
 from test_hub import TOKEN, draw, published, pushed
 
+from results.card import published_texts
 from results.hub import push
 from results.run import Run, open_run
 from trainables.quickstart.world import BASE
@@ -78,9 +79,10 @@ def test_the_hub_has_the_bytes_that_a_local_folder_gets(me: Hub, run: Run, tmp_p
     push(run, str(tmp_path / "out"))
     repository = me.repository("me/winner")
     assert published(repository) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    card = published_texts(run, repo="me/winner", figure=True)["README.md"]  # names its own place
+    (tmp_path / "out" / "README.md").write_text(card, encoding="utf-8")
     for path in (tmp_path / "out").iterdir():
-        if path.name != "README.md":
-            assert repository.read(path.name) == path.read_bytes(), path.name
+        assert repository.read(path.name) == path.read_bytes(), path.name
     for name in ("model.safetensors", "tokenizer.json", "chat_template.jinja", "config.json"):
         assert repository.read(name) == (BASE / name).read_bytes()
 

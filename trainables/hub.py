@@ -47,9 +47,7 @@ def hub_errors(kind: Kind, path: str, revision: str | None) -> Iterator[None]:
         raise UserError(no_such_path(kind, path)) from error
     except HfHubHTTPError as error:
         raise UserError(refusal(kind, path, revision, error)) from error
-    except (
-        LocalEntryNotFoundError
-    ) as error:  # the client's word for "not had, and not in the cache"
+    except LocalEntryNotFoundError as error:  # it could not be had, and is not in the cache
         if isinstance(error.__cause__, HfHubHTTPError):
             raise UserError(refusal(kind, path, revision, error.__cause__)) from error
         raise unreachable(kind, path) from error

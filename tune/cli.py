@@ -257,10 +257,13 @@ def chat(
 def main() -> None:
     """Run the command; turn what a user can cause into one sentence and an exit code."""
     from results.errors import UserError as ResultsError
+    from results.hub_names import check_endpoint
     from search_spaces.problems import SpecError
     from trainables.errors import UserError
 
     try:
+        if address := os.environ.get("HF_ENDPOINT"):
+            check_endpoint(address)  # with one that cannot be read, the Hub client does not load
         app()
     except SpecError as error:
         _fail(str(error), 2)

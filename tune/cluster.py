@@ -139,7 +139,7 @@ def _init(address: str | None, options: dict[str, Any]) -> Any:
 def _end(started: Collection[psutil.Process]) -> None:
     """End those of Ray's processes on this machine that its own shutdown has left.
 
-    Those that have hardly started do not know yet whose end is theirs.
+    An agent that has hardly started does not watch its raylet yet, and would outlive it.
     """
     for process in psutil.wait_procs(started, timeout=3)[1]:
         with suppress(psutil.Error):
@@ -168,14 +168,16 @@ def _undisturbed() -> Iterator[None]:
 
     theirs = ray._private.utils.set_sigterm_handler
     ray._private.utils.set_sigterm_handler = lambda handler: None
-    # Ray's processes inherit it: a terminal that closes tells them too, and they are needed still.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         with handled(hold, signal.SIGINT, *NOTICES):
-            yield
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            # What Ray starts inherits it: a terminal that closes tells all its processes, and
+            # these are needed until trials have saved.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+            try:
+                yield
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         ray._private.utils.set_sigterm_handler = theirs
         if held:
             signal.alarm(0)  # the three seconds

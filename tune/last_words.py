@@ -10,10 +10,10 @@ from types import FrameType
 
 from rich.console import Console
 
+NOTICES = (signal.SIGTERM, signal.SIGHUP)  # from a cluster; from a terminal that goes away
+_TERMINALS = [number for number in (1, 2) if os.isatty(number)]  # once it is gone nobody can tell
 # A shell waits for a line that never comes if this process dies: from SIGKILL, a machine without
 # memory, or Ray's C++ core, which ends the process that it runs in when Ray's daemons are gone.
-_TERMINALS = [number for number in (1, 2) if os.isatty(number)]
-NOTICES = (signal.SIGTERM, signal.SIGHUP)  # from a cluster; from a terminal that goes away
 _WATCH = 'read -r ended || printf "%s\\n" "$0" >&2'
 
 
