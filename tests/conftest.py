@@ -1,6 +1,9 @@
 """What several test files share: one thread, no internet, and the quickstart prepared once."""
 
+import json
 import os
+import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +13,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from faulty import laid_out, searched, seeded, trained
+from filelock import FileLock
 from hub import Hub
+from searching import preftune
 
+from results.run import Run, open_run
 from search_spaces.spec import Spec, validate
 from trainables.prepared import Prepared, Split
 from trainables.quickstart.judge import judge
@@ -43,6 +50,30 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two switches of this process's client, read at its import: plain LFS, and not offline."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture(scope="module")
+def chance() -> random.Random:
+    return seeded()
+
+
+@pytest.fixture(scope="session")
+def undisturbed_search(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run, int]:
+    """Where searches are to be disturbed, one with one worker that was not, and its pairs.
+
+    The first process of pytest to ask for it runs the search, the others take a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
+    counted = shared / "pairs.json"
+    with FileLock(shared.with_suffix(".lock")):
+        if not counted.exists():
+            laid_out(shared)
+            preftune(shared, "run", "spec.yaml", "--name", "whole")
+            counted.write_text(json.dumps(searched(trained(shared))))
+    place = tmp_path_factory.mktemp("disturbed") / "place"
+    shutil.copytree(shared, place)
+    return place, open_run(place / "runs" / "whole"), json.loads(counted.read_text())
 
 
 @pytest.fixture(scope="session")

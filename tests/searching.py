@@ -7,8 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from results.run import Run
 
@@ -56,6 +59,26 @@ def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
         text=True,
         preexec_fn=heed_signals,
     )
+
+
+def end_with_family(process: "subprocess.Popen[str]") -> None:
+    """Kill a driver and all that it started, as a machine that goes down does."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in family:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.communicate()
+
+
+def left_running(family: list[psutil.Process], patience: float) -> list[psutil.Process]:
+    """Return what a driver has left behind after so many seconds."""
+    psutil.wait_procs(family, timeout=patience)
+    left = []
+    for child in family:
+        with suppress(psutil.NoSuchProcess):
+            left += [child] if child.is_running() and child.status() != "zombie" else []
+    return left
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

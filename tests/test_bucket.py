@@ -16,14 +16,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import optuna
-import psutil
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial
 from pyarrow import fs
 from run_folder import write_model, write_run
-from searching import lines, preftune, start, story, wait_for
+from searching import end_with_family, lines, preftune, start, story, wait_for
 from test_search import TINY
 
 from results.errors import UserError as ResultsError
@@ -340,7 +339,6 @@ def weights(server: Server, run: str) -> set[str]:
 
 
 @pytest.mark.chaos
-@pytest.mark.xdist_group("bucket")  # they share two searches
 def test_search_in_a_bucket_is_the_one_on_disk(
     server: Server, on_disk: Run, in_bucket: Run
 ) -> None:
@@ -365,7 +363,6 @@ def test_search_in_a_bucket_is_the_one_on_disk(
 
 
 @pytest.mark.chaos
-@pytest.mark.xdist_group("bucket")  # they share two searches
 def test_warm_start_takes_its_weights_from_bucket_to_bucket(
     server: Server, in_bucket: Run, place: Path
 ) -> None:
@@ -386,7 +383,6 @@ def test_warm_start_takes_its_weights_from_bucket_to_bucket(
 
 
 @pytest.mark.chaos
-@pytest.mark.xdist_group("bucket")  # they share two searches
 def test_damaged_finalist_is_left_out_and_the_next_one_handed_over(
     server: Server, in_bucket: Run, place: Path
 ) -> None:
@@ -414,19 +410,13 @@ def first_steps(run: Run, number: int) -> int:
 
 
 @pytest.mark.chaos
-@pytest.mark.xdist_group("bucket")  # they share two searches
 def test_killed_driver_s_trials_go_on_from_the_bucket(
     server: Server, on_disk: Run, place: Path
 ) -> None:
     folder = place / "runs" / "torn"
     process = start(place, "run", "tiny.yaml", "--name", "torn", *IN_BUCKET)
     wait_for(lambda: bool(lines(folder / "decisions.jsonl")), process)
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
-    for child in family:
-        if child.is_running():
-            child.kill()
+    end_with_family(process)
     crashed = open_run(folder)
     assert crashed.state == "crashed" and crashed.trials()[-1].state == "running"
     assert crashed.trials()[-1].attrs["checkpoint"].startswith("s3://bucket/of/searches/torn/01/")
@@ -441,7 +431,6 @@ def test_killed_driver_s_trials_go_on_from_the_bucket(
 
 
 @pytest.mark.chaos
-@pytest.mark.xdist_group("bucket")  # they share two searches
 def test_server_that_hangs_ends_the_search_not_its_trials(
     server: Server, on_disk: Run, place: Path
 ) -> None:

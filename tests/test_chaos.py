@@ -1,63 +1,24 @@
-"""Searches that lose their driver, their workers, Ray itself or what they wrote, at random moments.
+"""Searches whose driver is killed at random moments, with what that damages.
 
 The moments come from a seed, printed with every failure; PREFTUNE_CHAOS_SEED repeats them.
 """
 
 import json
 import random
-import re
 import shutil
-import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
-from faulty import laid_out, searched, seeded, settings, trained
-from searching import lines, preftune, start, story, wait_for
+from faulty import searched, settings, trained
+from searching import end_with_family, preftune, start, story, wait_for
 
 from results.run import Run, open_run
 from tune.scheduler import goes_on
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def chance() -> random.Random:
-    return seeded()
-
-
-def end_with_family(process: "subprocess.Popen[str]") -> None:
-    """Kill a driver and all that it started, as a machine that goes down does."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    for child in family:
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.communicate()
-
-
-def descendants(process: "subprocess.Popen[str]", word: str) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if word in " ".join(child.cmdline()):
-                found.append(child)
-        except psutil.Error:  # it is just ending
-            continue
-    return found
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run, int]:
-    """Where the searches run, an undisturbed one with one worker, and the pairs it trained on."""
-    place = laid_out(tmp_path_factory.mktemp("chaos") / "place")
-    preftune(place, "run", "spec.yaml", "--name", "whole")
-    return place, open_run(place / "runs" / "whole"), searched(trained(place))
 
 
 def interrupted_at_random(
@@ -96,9 +57,9 @@ def interrupted_at_random(
 
 
 def test_ten_dead_drivers_change_nothing_with_one_worker(
-    whole: tuple[Path, Run, int], chance: random.Random
+    undisturbed_search: tuple[Path, Run, int], chance: random.Random
 ) -> None:
-    place, *_ = whole
+    place, *_ = undisturbed_search
     trained(place)
     trials = "search.trials=18"  # a kill costs up to a tenth of one trial's budget
     preftune(place, "run", "spec.yaml", "--name", "calm", *settings(trials))
@@ -185,10 +146,10 @@ ELSEWHERE: dict[str, Callable[[Run], object]] = {
 
 
 def test_what_a_crash_damages_is_noticed_and_worked_round(
-    whole: tuple[Path, Run, int], chance: random.Random
+    undisturbed_search: tuple[Path, Run, int], chance: random.Random
 ) -> None:
     """Five crashes, each with two kinds of damage; the search ends as if nothing was."""
-    place, undisturbed, _ = whole
+    place, undisturbed, _ = undisturbed_search
     pairs = list(
         zip(
             chance.sample(list(AT_CHECKPOINT.items()), 5),
@@ -211,9 +172,11 @@ def test_what_a_crash_damages_is_noticed_and_worked_round(
     assert story(worn) == story(undisturbed)
 
 
-def test_two_workers_and_dead_drivers(whole: tuple[Path, Run, int], chance: random.Random) -> None:
+def test_two_workers_and_dead_drivers(
+    undisturbed_search: tuple[Path, Run, int], chance: random.Random
+) -> None:
     """Which worker reports first is chance. What was decided follows from what was known."""
-    place, *_ = whole
+    place, *_ = undisturbed_search
     trained(place)
     # Another trial may win, so all are to be good ones: winners differ by what chance measures.
     good = ("space.learning_rate={loguniform: [2.0e-4, 4.0e-4]}", "space.beta={choice: [0.5, 1.0]}")
@@ -253,44 +216,10 @@ def test_two_workers_and_dead_drivers(whole: tuple[Path, Run, int], chance: rand
     assert searched(total) <= 1.15 * max(pairs, sum(t.pairs for t in run.trials()))
 
 
-def left_running(family: list[psutil.Process], patience: float) -> list[psutil.Process]:
-    """Return what a driver has left behind after so many seconds."""
-    psutil.wait_procs(family, timeout=patience)
-    left = []
-    for child in family:
-        with suppress(psutil.NoSuchProcess):
-            left += [child] if child.is_running() and child.status() != "zombie" else []
-    return left
-
-
-def test_ray_that_dies_leaves_a_sentence_and_a_run_that_goes_on(
-    whole: tuple[Path, Run, int], chance: random.Random
-) -> None:
-    """The raylet, then the GCS, which its clients miss after a minute."""
-    place, undisturbed, _ = whole
-    decisions = place / "runs" / "rayless" / "decisions.jsonl"
-    words: tuple[str, ...] = ("run", "spec.yaml", "--name", "rayless")
-    for daemon in ("raylet/raylet", "gcs/gcs_server"):
-        known = len(lines(decisions))
-        process = start(place, *words)
-        wait_for(lambda known=known: len(lines(decisions)) > known, process)
-        time.sleep(chance.uniform(0, 3))
-        family = psutil.Process(process.pid).children(recursive=True)
-        (victim,) = descendants(process, daemon)
-        victim.kill()
-        printed = process.communicate(timeout=200)[0]
-        assert process.returncode not in (0, None)
-        assert "preftune resume rayless" in printed and "Traceback" not in printed, printed
-        assert left_running(family, 90) == []
-        words = ("resume", "rayless")
-    preftune(place, *words)
-    assert story(open_run(place / "runs" / "rayless")) == story(undisturbed)
-
-
 def test_driver_that_dies_before_and_after_the_search(
-    whole: tuple[Path, Run, int], chance: random.Random
+    undisturbed_search: tuple[Path, Run, int], chance: random.Random
 ) -> None:
-    place, undisturbed, _ = whole
+    place, undisturbed, _ = undisturbed_search
     storage = place / "ends"  # nothing is prepared there
     words = ("run", "spec.yaml", "--name", "ends", *settings(f"storage={storage}"))
     for stage, seconds in (("preparing", 12), ("verifying", 4)):
@@ -306,71 +235,3 @@ def test_driver_that_dies_before_and_after_the_search(
         words = ("resume", "ends", "--storage", str(storage))
     preftune(place, *words)
     assert story(open_run("ends", storage)) == story(undisturbed)
-
-
-def test_signals_at_random_moments_end_in_the_resume_line(
-    whole: tuple[Path, Run, int], chance: random.Random
-) -> None:
-    """A cluster's notice, Ctrl-C, a terminal that goes away."""
-    place, undisturbed, _ = whole
-    folder = place / "runs" / "signalled"
-    words: tuple[str, ...] = ("run", "spec.yaml", "--name", "signalled")
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        process = start(place, *words)
-
-        def taken(process: "subprocess.Popen[str]" = process) -> bool:
-            path = folder / "run.json"
-            return path.exists() and json.loads(path.read_text())["pid"] == process.pid
-
-        wait_for(taken, process)
-        time.sleep(chance.uniform(0.5, 15))
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(number)
-        printed = process.communicate(timeout=100)[0]
-        assert process.returncode == 130, printed
-        assert printed.count("preftune resume signalled") == 1, printed
-        assert "Traceback" not in printed, printed
-        assert open_run(folder).state == "interrupted"
-        assert left_running(family, 20) == []
-        words = ("resume", "signalled")
-    preftune(place, *words)
-    assert story(open_run(folder)) == story(undisturbed)
-
-
-def test_notice_is_time_to_save(whole: tuple[Path, Run, int]) -> None:
-    """Between two of the checkpoints that are written anyway, a hundred steps apart."""
-    place, *_ = whole
-    long = (
-        "budget.pairs=8000",
-        "search.rungs=[8000]",
-        "space.per_device_train_batch_size={choice: [8]}",
-    )
-    values = (
-        *long,
-        "search.trials=1",
-        "search.scheduler=none",
-        "space.learning_rate={choice: [1.0e-4]}",
-    )
-    folder = place / "runs" / "noticed"
-
-    def step() -> int:
-        trials = open_run(folder).trials() if (folder / "study.journal").exists() else []
-        kept = trials[0].attrs.get("checkpoint") if trials else None
-        return json.loads((folder / kept / "meta.json").read_text())["step"] if kept else 0
-
-    process = start(place, "run", "spec.yaml", "--name", "noticed", *settings(*values))
-    wait_for(lambda: step() >= 100, process)
-    process.send_signal(signal.SIGTERM)
-    printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, printed
-    assert "running trials (1) save a checkpoint first" in printed
-    saved = step()
-    assert saved > 100 and saved % 100
-
-    process = start(place, "resume", "noticed")
-    log = folder / "trials" / "0" / "log.txt"
-    before = log.stat().st_size
-    wait_for(lambda: log.stat().st_size > before, process)
-    end_with_family(process)
-    steps = [int(found) for found in re.findall(r"step (\d+) of 1000", log.read_text()[before:])]
-    assert steps and saved < steps[0] <= saved + 20, (saved, steps)

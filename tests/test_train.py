@@ -17,7 +17,7 @@ import pytest
 import yaml
 from rich.console import Console
 from run_folder import SPEC, write_json, write_run
-from searching import preftune, start, wait_for
+from searching import end_with_family, preftune, start, wait_for
 
 from results.card import published_texts
 from results.run import Run, open_run
@@ -174,12 +174,7 @@ def test_training_survives_a_dead_worker_and_driver_a_ctrl_c_and_a_broken_judge(
     worker.kill()
     known = seen()
     wait_for(lambda: seen() > known, process)
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
-    for child in family:
-        if child.is_running():
-            child.kill()
+    end_with_family(process)
     known = seen()
     assert newest(home) == home / str(known)
     assert open_run(folder).full() is None and not (folder / "full").exists()

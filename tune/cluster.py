@@ -141,7 +141,7 @@ def _end(started: Collection[psutil.Process]) -> None:
 
     An agent that has hardly started does not watch its raylet yet, and would outlive it.
     """
-    for process in psutil.wait_procs(started, timeout=3)[1]:
+    for process in psutil.wait_procs(started, timeout=1)[1]:
         with suppress(psutil.Error):
             if "ray" in " ".join(process.cmdline()):
                 process.kill()
