@@ -73,7 +73,9 @@ def undisturbed_search(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
             counted.write_text(json.dumps(searched(trained(shared))))
     place = tmp_path_factory.mktemp("disturbed") / "place"
     shutil.copytree(shared, place)
-    return place, open_run(place / "runs" / "whole"), json.loads(counted.read_text())
+    spec = place / "runs" / "whole" / "spec.yaml"  # in which paths are absolute
+    spec.write_text(spec.read_text().replace(str(shared), str(place)))
+    return place, open_run(spec.parent), json.loads(counted.read_text())
 
 
 @pytest.fixture(scope="session")

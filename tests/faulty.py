@@ -18,7 +18,7 @@ space:
 training: {max_length: 128, loss_type: [sigmoid, sft]}
 evaluation: {prompts: 24, max_new_tokens: 24}
 budget: {pairs: 216}
-search: {trials: 10, concurrent: 1, seed: 7}
+search: {trials: 8, concurrent: 1, seed: 7}
 verify: {finalists: 2, seeds: 1, prompts: 96}
 resources: {gpu: 0}
 """
@@ -27,7 +27,7 @@ resources: {gpu: 0}
 # trained on, and does to the process what `faults.json` says, at a step of training: once, unless
 # the fault is one that comes back.
 JUDGE = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 from pathlib import Path
 import torch
 from ray.tune import get_context
@@ -62,6 +62,8 @@ def step(self, *args, **kwargs):
         elif known["kind"] == "memory":
             if self.args.per_device_train_batch_size > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory, as if")
+        elif known["kind"] == "slow":
+            time.sleep(0.3)
         elif known["kind"] == "nan":
             return loss * float("nan")
         elif known["kind"] == "exit":

@@ -94,11 +94,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def story(run: Run) -> dict[str, Any]:
-    """Everything about a search but its times, its places and the memory that it took."""
+    """Everything about a search but its times, its places and the memory that it took.
+
+    And but for the mean loss of a process's steps: one that went on had fewer.
+    """
 
     def timeless(value: Any) -> Any:
         if isinstance(value, dict):
-            varying = ("time", "seconds", "peak_memory_mb")
+            varying = ("time", "seconds", "peak_memory_mb", "train_loss")
             return {k: timeless(v) for k, v in value.items() if k not in varying}
         return [timeless(v) for v in value] if isinstance(value, list) else value
 

@@ -102,7 +102,7 @@ def test_notice_waits_for_what_runs(spec: Spec, monkeypatch: pytest.MonkeyPatch)
     dying.status = "ERROR"
     assert desk.scheduler.choose_trial_to_run(controller) is None
     assert asked == ["the job's"]
-    desk.scheduler.notice.saved(slow)
+    desk.scheduler.notice.saved(slow.trial_id)
     with pytest.raises(KeyboardInterrupt):
         desk.scheduler.choose_trial_to_run(controller)
 

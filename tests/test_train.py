@@ -27,10 +27,11 @@ from trainables.quickstart.world import rows
 from trainables.report import Report
 from trainables.store import checksum, seal
 from tune.cluster import connected
+from tune.kept import newest
 from tune.prepare import Preparation, look_up, prepare, reference_measures
 from tune.record import claim, create, read_lines
 from tune.searcher import Study
-from tune.train import Job, _compared, _drop_damaged, _on_test_split, newest, train_winner
+from tune.train import Job, _compared, _drop_damaged, _on_test_split, train_winner
 from tune.verify import Measured
 
 SEARCH = """
@@ -46,10 +47,21 @@ verify: {{finalists: 1, seeds: 1, prompts: 128}}
 resources: {{gpu: 0}}
 storage: {folder}/runs
 """
-# The quickstart's judge, which a file beside it breaks.
+# The quickstart's judge, which a file beside it breaks; another one slows training down.
 JUDGE = """
+import time
 from pathlib import Path
+from transformers import Trainer
 from trainables.quickstart.judge import judge as exact
+
+quick = Trainer.training_step
+
+def step(self, *args, **kwargs):
+    time.sleep(0.5)
+    return quick(self, *args, **kwargs)
+
+if Path(__file__).with_name("slow").exists():
+    Trainer.training_step = step
 
 def judge(prompts, answers):
     if Path(__file__).with_name("broken").exists():
@@ -153,7 +165,7 @@ def test_second_call_changes_nothing(place: Path, whole: tuple[Run, str]) -> Non
 
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
-def test_training_survives_a_dead_worker_and_driver_a_ctrl_c_and_a_broken_judge(
+def test_training_survives_dead_processes_a_notice_a_ctrl_c_and_a_broken_judge(
     place: Path, whole: tuple[Run, str]
 ) -> None:
     """Ends with the weights and figures of the undisturbed training, bit by bit."""
@@ -179,6 +191,21 @@ def test_training_survives_a_dead_worker_and_driver_a_ctrl_c_and_a_broken_judge(
     assert newest(home) == home / str(known)
     assert open_run(folder).full() is None and not (folder / "full").exists()
 
+    (place / "slow").touch()  # a checkpoint in ten seconds
+    process = start(place, "train", "torn")
+    wait_for(lambda: seen() > known, process)
+    (place / "slow").unlink()
+    regular = seen()
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and "Traceback" not in printed, printed
+    assert f"going on from {known} of" in printed
+    assert "running trials (1) save a checkpoint first" in printed
+    assert "Go on with: preftune train torn\n" in printed
+    full = whole[0].full()
+    assert full is not None and regular < seen() < regular + full["pairs"] / 10
+
+    known = seen()
     process = start(place, "train", "torn")
     wait_for(lambda: seen() > known, process)
     process.send_signal(signal.SIGINT)

@@ -532,18 +532,38 @@ def measure_once(
     seed: int,
     checkpoint: Path | None,
     judge: Judge | None,
+    resume_from: Path | None = None,
+    keep: Callable[[Report], None] = lambda report: None,
+    save_now: Callable[[], bool] = lambda: False,
 ) -> Report:
     """Return the last rung's report of a configuration: of a finished checkpoint, or trained now.
+
+    Args:
+        checkpoint: the finished one, or None.
+        resume_from, save_now: as `train` has them, where it is trained now.
+        keep: is called with each report, whose checkpoint is there for as long as that lasts.
 
     Raises:
         Exception: nothing; what goes wrong is in the report.
     """
     reports: list[Report] = []
+
+    def report(told: Report) -> None:
+        reports.append(told)
+        keep(told)
+
     if checkpoint is not None and (found := damage(checkpoint)) is not None:
         return Report(failed=f"the checkpoint to measure is damaged: {found}")
     try:
         train(
-            spec, params, prepared, reports.append, seed=seed, judge=judge, resume_from=checkpoint
+            spec,
+            params,
+            prepared,
+            report,
+            seed=seed,
+            judge=judge,
+            resume_from=checkpoint or resume_from,
+            save_now=save_now,
         )
     except Exception as error:
         reports.append(failure(error))

@@ -7,13 +7,12 @@ saved.
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 import ray
 from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
-from ray.tune.experiment import Trial as RayTrial
 
 from tune.last_words import NOTICES, handled
 
@@ -34,34 +33,33 @@ class Notice:
     def __init__(self, say: Callable[[str], None]) -> None:
         self.given = self.late = False
         self.say = say
-        self.owing: set[str] | None = None  # Ray's ids of trials that have not reported since
+        self.owing: set[str] | None = None  # trials that have not reported since
 
-    def leave(self, trials: list[RayTrial]) -> None:
+    def leave(self, running: Collection[str]) -> None:
         """Ask for checkpoints, the first time; call it again until there is nobody to wait for.
 
         Args:
-            trials: those whose processes run now.
+            running: ids of the trials whose processes run now.
 
         Raises:
             KeyboardInterrupt: every one has reported, or the time is up.
         """
-        running = {trial.trial_id for trial in trials}
         if self.owing is None:
-            self.owing = running
+            self.owing = set(running)
             if running:
                 _internal_kv_put(_key(), b"")
                 self.say(
                     f"told to end: running trials ({len(running)}) save a checkpoint first, in "
                     f"{PATIENCE} seconds at most; told again, it ends at once"
                 )
-        self.owing &= running
+        self.owing &= set(running)
         if self.late or not self.owing:
             raise KeyboardInterrupt
 
-    def saved(self, trial: RayTrial) -> None:
+    def saved(self, trial: str) -> None:
         """Note that a trial has reported a checkpoint."""
         if self.owing is not None:
-            self.owing.discard(trial.trial_id)
+            self.owing.discard(trial)
 
 
 @contextmanager

@@ -114,7 +114,8 @@ def _stages(
     record.update(state="verifying")
     say("verifying the finalists on the test split")
     with record.timed("verify"):
-        verdict = verify(spec, record, study, prepared, sent, each, progress)
+        with notice(say) as given:
+            verdict = verify(spec, record, study, prepared, sent, each, progress, given)
         shutil.rmtree(record.folder / "best", ignore_errors=True)  # of an earlier verdict
         if verdict["passing"]:
             checkpoint = study.checkpoint(verdict["winner"])

@@ -87,7 +87,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         """
         if self.notice.given:
             live = controller.get_live_trials()
-            self.notice.leave([trial for trial in live if trial.status == RayTrial.RUNNING])
+            self.notice.leave([t.trial_id for t in live if t.status == RayTrial.RUNNING])
             return None
         now = time.monotonic()
         for trial in list(controller.get_live_trials()):
@@ -142,7 +142,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         self.study.note(number, **facts)
         on = self.reported(number, result["report"])
         if name:
-            self.notice.saved(trial)
+            self.notice.saved(trial.trial_id)
         if on:
             return str(TrialScheduler.CONTINUE)
         # Ray stops it only after one more call to its worker, and would start it again if that

@@ -3,7 +3,6 @@
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +27,8 @@ from trainables.report import Report
 from trainables.store import damage, storage_fault, write_json
 from tune.cluster import Cluster, Shipment, connected, host, ship
 from tune.hand_over import model_folder
+from tune.kept import checkpoints, keep, newest, seen
+from tune.notice import asked, notice
 from tune.prepare import Preparation, judge_files, recorded
 from tune.record import ENDED, Record, claim, now, read_lines, resume_command, storage_option
 from tune.resources import Share, share
@@ -171,7 +172,7 @@ def _train(
     sent = ship(cluster, [*prepared.files(), *judge_files(job.spec)])
     each = share(job.spec, cluster, prepared.search, sent)
     _drop_damaged(job.home, say)
-    if not _seen(job.home):  # the seconds are those of another winner's training
+    if not seen(job.home):  # the seconds are those of another winner's training
         seconds = {k: v for k, v in record.seconds.items() if k != "train"}
         record.update(seconds=seconds)
     job.home.mkdir(parents=True, exist_ok=True)
@@ -202,7 +203,11 @@ def _train(
 def _followed(
     job: Job, prepared: Preparation, sent: Shipment, share: Share, say: Callable[[str], None]
 ) -> Report:
-    """Train on a worker, which a dead one's successor goes on for; tell each new checkpoint."""
+    """Train on a worker, which a dead one's successor goes on for; tell each new checkpoint.
+
+    Raises:
+        KeyboardInterrupt: told to end, and what was trained is saved; Ctrl-C.
+    """
     at_test = replace(prepared.search, held_out=prepared.test)
 
     @ray.remote(num_cpus=share.cpu, num_gpus=share.gpu, max_retries=2)
@@ -216,7 +221,10 @@ def _followed(
             nonlocal last
             last = told
             try:
-                _keep(told, job.home)
+                with (job.home / "log.txt").open("a", encoding="utf-8") as file:
+                    file.write(told.log)
+                if told.checkpoint is not None:
+                    keep(told.checkpoint, job.home, told.pairs)
             except OSError as error:
                 raise UserError(
                     f"a checkpoint cannot be kept in {job.home} from node {host()} "
@@ -233,70 +241,41 @@ def _followed(
                 seed=job.spec.search.seed,
                 judge=judge,
                 resume_from=newest(job.home),
+                save_now=asked(),
             )
         except Exception as error:
             return failure(error)
         return replace(last, checkpoint=None, log="")
 
     task = learn.remote()
-    start = shown = _seen(job.home)
+    start = shown = seen(job.home)
     if start:
         say(f"going on from {start:,} of {job.pairs:,} pairs")
     began = time.monotonic()
-    while not ray.wait([task], timeout=1)[0]:
-        seen = _seen(job.home)
-        if shown < seen < job.pairs:  # then it is measured
-            shown = seen
-            left = (time.monotonic() - began) / (seen - start) * (job.pairs - seen)
-            say(
-                f"{seen:,} of {job.pairs:,} pairs: {_last_loss(job.home)}, "
-                f"about {timedelta(seconds=round(left))} left"
-            )
+    with notice(say) as given:
+        while not ray.wait([task], timeout=1)[0]:
+            pairs = seen(job.home)
+            training = pairs < job.pairs  # then it is measured, and all of it is saved
+            if shown < pairs and training:
+                shown = pairs
+                left = (time.monotonic() - began) / (pairs - start) * (job.pairs - pairs)
+                say(
+                    f"{pairs:,} of {job.pairs:,} pairs: {_last_loss(job.home)}, "
+                    f"about {timedelta(seconds=round(left))} left"
+                )
+                given.saved(MODEL)
+            if given.given:
+                given.leave([MODEL] if training else [])
     report: Report = ray.get(task)
     return report
 
 
-def _keep(report: Report, home: Path) -> None:
-    """Keep a report's log, and its checkpoint instead of the ones before it.
-
-    There is a complete one at every moment: it gets its name when all of it is there.
-    """
-    with (home / "log.txt").open("a", encoding="utf-8") as file:
-        file.write(report.log)
-    if report.checkpoint is None or report.checkpoint.parent == home:
-        return
-    kept = home / str(report.pairs)
-    work = Path(tempfile.mkdtemp(dir=home, prefix=".new."))
-    shutil.copytree(report.checkpoint, work, dirs_exist_ok=True)
-    shutil.rmtree(kept, ignore_errors=True)  # a damaged one, which training could not go on from
-    work.rename(kept)
-    for other in home.iterdir():
-        if other.is_dir() and other != kept:
-            shutil.rmtree(other)
-
-
-def _checkpoints(home: Path) -> list[Path]:
-    """Return the checkpoints, newest first; each is named by the pairs seen."""
-    found = [path for path in home.glob("*") if path.name.isdigit()]
-    return sorted(found, key=lambda path: -int(path.name))
-
-
-def newest(home: Path) -> Path | None:
-    """Return the newest checkpoint that is complete and undamaged, if there is one."""
-    return next((path for path in _checkpoints(home) if damage(path) is None), None)
-
-
 def _drop_damaged(home: Path, say: Callable[[str], None]) -> None:
     """Remove, aloud, what training cannot go on from."""
-    for checkpoint in _checkpoints(home):
+    for checkpoint in checkpoints(home):
         if (found := damage(checkpoint)) is not None:
             say(f"a checkpoint is damaged and left out: {found}")
             shutil.rmtree(checkpoint)
-
-
-def _seen(home: Path) -> int:
-    """Return the pairs that the newest checkpoint has seen, 0 without one."""
-    return next((int(path.name) for path in _checkpoints(home)), 0)
 
 
 def _last_loss(home: Path) -> str:

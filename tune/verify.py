@@ -5,8 +5,9 @@ finalists on fresh seeds and the untouched test split; a winner only where the e
 
 import json
 import math
+import shutil
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,8 @@ from trainables.report import Report
 from trainables.store import write_json
 from tune.checkpoints import opened, trouble
 from tune.cluster import Shipment
+from tune.kept import keep, newest, seen
+from tune.notice import Notice, asked
 from tune.prepare import Preparation, reference_measures
 from tune.progress import Progress
 from tune.record import Record, read_lines, resume_command
@@ -75,14 +78,16 @@ def verify(
     sent: Shipment,
     share: Share,
     progress: Progress,
+    notice: Notice,
 ) -> dict[str, Any]:
     """Measure the finalists, decide, and write `verdict.json`.
 
     Each finalist's own checkpoint and its re-runs on fresh seeds are measured on the test split, as
     Ray tasks with a trial's resources. A measurement that a resumed run finds on the disk is not
-    made again.
+    made again; a re-run that was told to end goes on from what it saved.
 
     Raises:
+        KeyboardInterrupt: the notice was given, and re-runs have saved what they trained.
         UserError: every trial failed; every finalist's checkpoint is damaged; or a measurement
             failed. The others are kept, and a resumed run makes it again.
     """
@@ -97,16 +102,18 @@ def verify(
     assert answers is not None
     folder = record.folder / "verify"
     folder.mkdir(exist_ok=True)
+    homes = {job: folder / f"{job[0]}-{job[1]}.checkpoint" for job in jobs}
 
     @ray.remote(num_cpus=share.cpu, num_gpus=share.gpu, max_retries=2)
     def measure(number: int, seed: int | None) -> Report:
         from trainables.dpo import failure, measure_once
         from tune.worker import ready
 
-        kept = paths[number] if seed is None else None
+        own = paths[number] if seed is None else None
+        keeper = Keeper(homes[number, seed])
         try:
             judge, _ = ready(spec, share, sent, at_test.judge_revision)
-            with opened(kept) if kept else nullcontext() as checkpoint:
+            with opened(own) if own else nullcontext() as checkpoint:
                 return measure_once(
                     verification_spec(spec),
                     params[number],
@@ -114,26 +121,35 @@ def verify(
                     seed=spec.search.seed if seed is None else seed,
                     checkpoint=checkpoint,
                     judge=judge,
+                    resume_from=None if own else keeper.start(),
+                    keep=keeper.keep,
+                    save_now=keeper.save_now,
                 )
         except UserError as error:
             return failure(error)
 
-    done: dict[tuple[int, int | None], Measured] = {}
-    waiting = {}
-    for job in jobs:
-        found = _load(folder, job)
-        if found is not None:
-            done[job] = found
-        else:
-            waiting[measure.remote(*job)] = job
+    found = {job: _load(folder, job) for job in jobs}
+    done = {job: measured for job, measured in found.items() if measured is not None}
+    queue = [job for job in jobs if job not in done]
+    most = spec.search.concurrent or len(jobs)  # its limit is for the storage's room, among others
+    waiting: dict[ray.ObjectRef, tuple[int, int | None]] = {}
+    before = {job: seen(home) for job, home in homes.items()}
     reference = {line["row"]: line for line in read_lines(answers)}
     asked = pyarrow.parquet.read_table(prepared.test.pairs, columns=["prompt_ids"])["prompt_ids"]
     prompts = [tuple(ids) for ids in asked.to_pylist()]  # of each pair
     failures = []
-    while waiting:
-        (ready,), _ = ray.wait(list(waiting), num_returns=1)
-        job = waiting.pop(ready)
-        report: Report = ray.get(ready)
+    while queue or waiting:
+        if notice.given:
+            training = [job for job in waiting.values() if homes[job].exists()]
+            notice.leave([str(job) for job in training if seen(homes[job]) == before[job]])
+        while queue and len(waiting) < most and not notice.given:
+            job = queue.pop(0)
+            waiting[measure.remote(*job)] = job
+        ended, _ = ray.wait(list(waiting), num_returns=1, timeout=1)
+        if not ended:
+            continue
+        job = waiting.pop(ended[0])
+        report: Report = ray.get(ended[0])
         record.log(job[0], report.log)
         if report.failed:
             # Not NaN, which would read as a configuration that does not beat the reference.
@@ -141,7 +157,8 @@ def verify(
             continue
         done[job] = _measured(spec, report, reference, prompts)
         _save(folder, job, done[job])
-        progress.verified(*job, done[job].measures, len(jobs) - len(waiting), len(jobs))
+        shutil.rmtree(homes[job], ignore_errors=True)
+        progress.verified(*job, done[job].measures, len(done) + len(failures), len(jobs))
     if failures:
         (number, seed), cause = failures[0]
         on = "its own checkpoint" if seed is None else f"seed {seed}"
@@ -163,6 +180,40 @@ def verify(
     }
     write_json(record.folder / "verdict.json", verdict)
     return verdict
+
+
+class Keeper:
+    """Saves a training, on its worker, once it is asked to: what it was worth is then not lost.
+
+    Not before: a checkpoint of each re-run at every tenth would take the storage's room twice.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.asked = asked()
+        self.wanted = False
+
+    def start(self) -> Path | None:
+        """Tell the driver by a folder that there is something to wait for; return where to go on.
+
+        On a node that does not share the driver's path there is nothing.
+        """
+        with suppress(OSError):
+            self.home.mkdir(exist_ok=True)
+        return newest(self.home)
+
+    def save_now(self) -> bool:
+        """Return whether to save; once."""
+        found = self.home.exists() and self.asked()
+        self.wanted = self.wanted or found
+        return found
+
+    def keep(self, report: Report) -> None:
+        """Keep the checkpoint that was asked for."""
+        if self.wanted and report.checkpoint is not None:
+            self.wanted = False
+            with suppress(OSError):  # without room for it the training begins again
+                keep(report.checkpoint, self.home, report.pairs)
 
 
 def _refuse_if_all_failed(study: Study, record: Record) -> None:

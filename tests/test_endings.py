@@ -6,6 +6,7 @@ The moments come from a seed, printed with every failure; PREFTUNE_CHAOS_SEED re
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faulty import settings
+from faulty import settings, trained
 from searching import end_with_family, left_running, lines, preftune, start, story, wait_for
 
 from results.run import Run, open_run
+from tune.record import Record
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
@@ -122,3 +124,42 @@ def test_notice_is_time_to_save(undisturbed_search: tuple[Path, Run, int]) -> No
     end_with_family(process)
     steps = [int(found) for found in re.findall(r"step (\d+) of 1000", log.read_text()[before:])]
     assert steps and saved < steps[0] <= saved + 20, (saved, steps)
+
+
+def test_notice_is_time_to_save_a_finalist_trained_again(
+    undisturbed_search: tuple[Path, Run, int],
+) -> None:
+    """Verification's trainings, 54 or 27 steps each, go on from where they were."""
+    place, undisturbed, _ = undisturbed_search
+    folder = place / "runs" / "proven"
+    shutil.copytree(undisturbed.folder, folder, ignore=shutil.ignore_patterns("verify", "*.lock"))
+    (folder / "verdict.json").unlink()
+    Record(folder).update(state="interrupted")
+    (place / "faults.json").write_text(
+        json.dumps({"None": {"kind": "slow", "place": "step", "step": 0, "once": False}})
+    )
+    trained(place)
+
+    def saved() -> dict[str, int]:
+        return {
+            path.parent.parent.name: json.loads(path.read_text())["step"]
+            for path in folder.glob("verify/*.checkpoint/*/meta.json")
+        }
+
+    process = start(place, "resume", "proven")
+    pairs = place / "pairs.log"
+    wait_for(lambda: pairs.exists() and len(pairs.read_text().splitlines()) > 8, process)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=60)[0]
+    (place / "faults.json").write_text("{}")
+    assert process.returncode == 130 and "Traceback" not in printed, printed
+    assert "save a checkpoint first" in printed and "preftune resume proven" in printed
+    assert len(saved()) == 1, printed  # as many at once as `search.concurrent`
+    assert all(step > 0 for step in saved().values())
+    kept = sum(int(path.parent.name) for path in folder.glob("verify/*.checkpoint/*/meta.json"))
+
+    trained(place)
+    preftune(place, "resume", "proven")
+    assert story(open_run(folder)) == story(undisturbed)
+    assert trained(place)["None"] == 2 * 216 - kept  # two finalists, a seed each
+    assert not list(folder.glob("verify/*.checkpoint"))
