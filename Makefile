@@ -33,7 +33,7 @@ test: install .venv/moto/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu and not network and not chaos and not endurance'
 
 # Whole searches whose processes, nodes and disks are taken away: minutes more than `make test` has.
-# In the order of their files, the long ones first, so that both workers end at about the same time.
+# In the order of their files, which lets both processes end at about the same time.
 chaos: install .venv/moto/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m chaos
 
