@@ -40,6 +40,7 @@ def _freeze_imports() -> None:
     """Take what is imported by now out of all collections of garbage.
 
     Each goes through hundreds of thousands of objects that stay; accelerate, Ray and the end of a
-    trial collect so often that it was a third of the time of a small trial.
+    trial collect so often that it was a fifth of the time of a small search.
     """
+    gc.collect()  # a worker that has prepared something may hold its model still
     gc.freeze()
