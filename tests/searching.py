@@ -81,6 +81,12 @@ def left_running(family: list[psutil.Process], patience: float) -> list[psutil.P
     return left
 
 
+def drives(process: "subprocess.Popen[str]", folder: Path) -> bool:
+    """Whether a driver has taken a run by now."""
+    path = folder / "run.json"
+    return path.exists() and json.loads(path.read_text())["pid"] == process.pid
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 300
     while not condition():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from faulty import searched, settings, trained
-from searching import end_with_family, preftune, start, story, wait_for
+from searching import drives, end_with_family, preftune, start, story, wait_for
 
 from results.run import Run, open_run
 from tune.scheduler import goes_on
@@ -33,13 +33,15 @@ def interrupted_at_random(
         storage = Path(value.removeprefix("storage=")) if value.startswith("storage=") else storage
     counted = place / "pairs.log"
     for number in range(kills):
+        first = ("run", "spec.yaml", "--name", name, *settings(*values))
+        process = start(place, *(("resume", name, "--storage", str(storage)) if number else first))
+        # Not before: a worker that the last driver left behind may train for another moment.
+        wait_for(lambda process=process: drives(process, storage / name), process)
         before = counted.stat().st_size if counted.exists() else 0
 
         def training(before: int = before) -> bool:
             return counted.exists() and counted.stat().st_size > before
 
-        first = ("run", "spec.yaml", "--name", name, *settings(*values))
-        process = start(place, *(("resume", name, "--storage", str(storage)) if number else first))
         wait_for(training, process)
         time.sleep(chance.uniform(0, span))
         if process.poll() is not None:

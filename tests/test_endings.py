@@ -15,7 +15,16 @@ from pathlib import Path
 import psutil
 import pytest
 from faulty import settings, trained
-from searching import end_with_family, left_running, lines, preftune, start, story, wait_for
+from searching import (
+    drives,
+    end_with_family,
+    left_running,
+    lines,
+    preftune,
+    start,
+    story,
+    wait_for,
+)
 
 from results.run import Run, open_run
 from tune.record import Record
@@ -35,9 +44,12 @@ def descendants(process: "subprocess.Popen[str]", word: str) -> list[psutil.Proc
 
 
 def test_ray_that_dies_leaves_a_sentence_and_a_run_that_goes_on(
-    undisturbed_search: tuple[Path, Run, int], chance: random.Random
+    undisturbed_search: tuple[Path, Run, int],
+    chance: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The raylet, then the GCS, which its clients miss after a minute."""
+    """The raylet, then the GCS, which its clients give up after a while."""
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "20")  # instead of 60
     place, undisturbed, _ = undisturbed_search
     decisions = place / "runs" / "rayless" / "decisions.jsonl"
     words: tuple[str, ...] = ("run", "spec.yaml", "--name", "rayless")
@@ -67,12 +79,7 @@ def test_signals_at_random_moments_end_in_the_resume_line(
     words: tuple[str, ...] = ("run", "spec.yaml", "--name", "signalled")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         process = start(place, *words)
-
-        def taken(process: "subprocess.Popen[str]" = process) -> bool:
-            path = folder / "run.json"
-            return path.exists() and json.loads(path.read_text())["pid"] == process.pid
-
-        wait_for(taken, process)
+        wait_for(lambda process=process: drives(process, folder), process)
         time.sleep(chance.uniform(0.5, 15))
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
