@@ -204,7 +204,7 @@ class Keeper:
 
     def save_now(self) -> bool:
         """Return whether to save; once."""
-        found = self.home.exists() and self.asked()
+        found = self.asked() and self.home.exists()
         self.wanted = self.wanted or found
         return found
 
