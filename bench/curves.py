@@ -23,11 +23,13 @@ from rich.console import Console
 
 from search_spaces.spec import Spec, load
 from trainables.prepared import Prepared
-from trainables.report import Report
-from tune.cluster import Shipment, connected, ship
-from tune.prepare import Inputs, look_up, prepare
+from trainables.trial_report import Report
+from tune.cluster.connection import connected
+from tune.cluster.share import Share
+from tune.cluster.shipping import Shipment, ship
+from tune.inputs import Inputs, look_up
+from tune.prepare import prepare
 from tune.record import append_line, create, read_lines
-from tune.resources import Share
 
 CURVES = Path(__file__).with_name("curves.jsonl")
 LEARNING_RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
@@ -74,8 +76,8 @@ def truth_prompts() -> list[str]:
 
 def truth(checkpoint: Path, tokenizer_folder: Path) -> float:
     """Return the exact judge's mean score of a model's answers to `truth_prompts`."""
-    from trainables.chat_template import render
-    from trainables.generation import EVALUATION_BATCH, DivergedError, sample_answers
+    from trainables.data.chat_template import render
+    from trainables.evaluation.sampling import EVALUATION_BATCH, DivergedError, sample_answers
     from trainables.models import load_model, load_tokenizer
     from trainables.quickstart.judge import judge
 
@@ -110,9 +112,9 @@ def trl_measures(
 
     from trl import DPOConfig
 
-    from trainables.dpo import PreparedDPOTrainer
+    from trainables.data.preferences import load_pairs
+    from trainables.dpo_trainer import PreparedDPOTrainer
     from trainables.models import load_model, load_tokenizer
-    from trainables.preferences import load_pairs
     from trainables.reference import load_logps
 
     rows = load_pairs(prepared.held_out.pairs)
@@ -151,7 +153,7 @@ def curve(
 ) -> dict[str, Any]:
     """Train one configuration to its full budget and return its line of the file."""
     from trainables.dpo import train
-    from trainables.metrics import wins
+    from trainables.evaluation.metrics import wins
     from trainables.quickstart.judge import judge
     from trainables.reference import load_answers
 

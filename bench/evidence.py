@@ -18,8 +18,8 @@ import numpy as np
 from bench import calibration, measures, replay, verdicts
 from bench.curves import CURVES, REPEATED, SEEDS, TRUTH_PROMPTS
 from bench.replay import Curves
-from results.run import open_run
-from results.words import compact
+from results.formatting import compact
+from results.run.listing import open_run
 from search_spaces.objective import LIMITS
 from tune.record import read_lines
 

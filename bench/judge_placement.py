@@ -18,13 +18,15 @@ from typing import Any
 import ray
 
 from search_spaces.spec import Spec, load
-from trainables.judges import Judge, load_judge
+from trainables.judges import Judge
+from trainables.judges.load import load_judge
 from trainables.prepared import Prepared
 from trainables.quickstart.world import BASE
-from tune.cluster import connected
-from tune.prepare import Inputs, look_up, prepare
+from tune.cluster.connection import connected
+from tune.cluster.share import Share
+from tune.inputs import Inputs, look_up
+from tune.prepare import prepare
 from tune.record import create
-from tune.resources import Share
 
 PARAMS = {"learning_rate": 1e-4, "beta": 1.0}
 
@@ -71,7 +73,7 @@ class SharedJudge:
 def trial(spec: Spec, prepared: Prepared, share: Share, shared: Any) -> None:
     """Train one configuration, judged in this process or by the actor."""
     from trainables.dpo import train
-    from tune.cluster import Shipment
+    from tune.cluster.shipping import Shipment
     from tune.worker import ready
 
     own = spec if shared is None else spec.model_copy(update={"judge": None})

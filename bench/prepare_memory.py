@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import GPT2TokenizerFast
 
-from trainables.preferences import load_rows, prepare_pairs
+from trainables.data.preferences import load_rows, prepare_pairs
 
 PROMPT = (81, 375)  # tokens: median and 95th percentile
 ANSWER = (362, 932)

@@ -20,14 +20,15 @@ import numpy as np
 import optuna
 
 from bench.curves import CURVES
-from search_spaces.sampling import distributions
+from search_spaces.optuna_space import distributions
 from search_spaces.spec import Spec, load
-from trainables.report import Report
-from tune.checkpoints import Checkpoints
-from tune.notice import Notice
+from trainables.trial_report import Report
+from tune.asha import goes_on
+from tune.cluster.checkpoint_storage import Checkpoints
+from tune.cluster.preemption import Notice
+from tune.ray_scheduler import RungScheduler
 from tune.record import Record, read_lines
-from tune.scheduler import RungScheduler, goes_on
-from tune.searcher import Study
+from tune.study import Study
 
 CLOSE = 0.02  # of the best one's judged score: what counts as having reached it
 MOST = 400  # trials of one replayed search

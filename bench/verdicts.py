@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from search_spaces.spec import Spec, load
-from tune.verify import Measured, decide, fresh_seeds
+from tune.verdict import Measured, decide, fresh_seeds
 
 TRIALS = 14  # of each simulated search
 VALIDATION_PROMPTS = 128

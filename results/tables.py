@@ -9,9 +9,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from results.doctor import Finding, of_data, of_trial
-from results.run import Run, RunSummary, Trial, leaderboard
-from results.words import (
+from results.doctor.data_warnings import of_data
+from results.doctor.finding import Finding
+from results.doctor.trial_warnings import of_trial
+from results.formatting import (
     columns,
     compact,
     ending,
@@ -23,6 +24,10 @@ from results.words import (
     plain,
     verdict_sentence,
 )
+from results.run.listing import RunSummary
+from results.run.run import Run
+from results.run.trial import Trial
+from results.views import leaderboard
 
 STYLES = {"complete": "green", "running": "cyan", "infeasible": "yellow", "failed": "red"}
 

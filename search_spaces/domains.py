@@ -6,8 +6,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
-from search_spaces.problems import nearest
-from search_spaces.reading import is_number
+from search_spaces.errors import nearest
+from search_spaces.yaml_io import is_number
 
 KINDS = ("choice", "uniform", "loguniform", "int", "logint")
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic_core import PydanticCustomError
 
-from search_spaces.problems import Problem, nearest
+from search_spaces.errors import Problem, nearest
 
 # Either objective can be had cheaply far from the reference. Calibrated in docs/evidence.md: `kl`
 # does nearly all of it, and the others are as tight as they can be without costing anything there;

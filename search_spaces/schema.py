@@ -2,15 +2,17 @@
 
 import math
 import os.path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from search_spaces import reading
+from search_spaces import yaml_io
+from search_spaces.configuration import Configuration, configure
 from search_spaces.domains import Domain
 from search_spaces.objective import Objective
-from search_spaces.reading import is_number
+from search_spaces.yaml_io import is_number
 
 Count = Annotated[int, Field(ge=1, le=2**53)]  # as far as every whole number is a float too
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy's range
@@ -155,10 +157,10 @@ class Spec(_Section):
         size = int(math.prod(domain.size() for domain in self.space.values()))
         return min(size, self.search.trials or size)
 
-    def fixed_training(self) -> dict[str, Any]:
-        """Return a copy of the DPOConfig fields that every trial shares."""
-        return reading.plain(self.training)  # type: ignore[no-any-return]
+    def configuration(self, params: Mapping[str, Any]) -> Configuration:
+        """Return what a trial is given that has these values of the searched fields."""
+        return configure(yaml_io.plain(self.training), yaml_io.plain(self.lora), params)
 
     def to_yaml(self) -> str:
         """Return the resolved spec; it loads back to an equal one."""
-        return reading.dump(self.model_dump())
+        return yaml_io.dump(self.model_dump())

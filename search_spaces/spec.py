@@ -7,31 +7,19 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from search_spaces import checks, fields, objective, reading
-from search_spaces.domains import Domain
-from search_spaces.objective import Bound, Objective
-from search_spaces.problems import ABSENT, Problem, SpecError, nearest
-from search_spaces.reading import shipped
+from search_spaces import objective, rules, upstream_fields, yaml_io
+from search_spaces.errors import ABSENT, Problem, SpecError, nearest
+from search_spaces.locations import resolve_paths
 from search_spaces.schema import Spec
 
-__all__ = [
-    "Bound",
-    "Domain",
-    "Objective",
-    "Problem",
-    "Spec",
-    "SpecError",
-    "load",
-    "shipped",
-    "validate",
-]
+__all__ = ["Spec", "load", "validate"]
 
 
 def load(source: str, overrides: Sequence[str] = ()) -> Spec:
     """Load a spec by its shipped name or its path, set the overrides, and check all of it.
 
     Args:
-        source: a name from `shipped()`, or a path.
+        source: a name from `yaml_io.shipped()`, or a path.
         overrides: `key.path=value` with YAML values; `space.<field>=null` takes a field out of the
             space. Relative paths in an override start from the working folder, those in a file from
             the file's folder.
@@ -39,9 +27,9 @@ def load(source: str, overrides: Sequence[str] = ()) -> Spec:
     Raises:
         SpecError: with every problem found.
     """
-    data, folder = reading.read(source)
-    reading.resolve_paths(data, folder)
-    return _checked(data, reading.override(data, overrides))
+    data, folder = yaml_io.read(source)
+    resolve_paths(data, folder)
+    return _checked(data, yaml_io.override(data, overrides))
 
 
 def validate(data: Mapping[str, Any]) -> Spec:
@@ -50,8 +38,8 @@ def validate(data: Mapping[str, Any]) -> Spec:
     Raises:
         SpecError: with every problem found.
     """
-    raw = reading.plain(data)
-    reading.resolve_paths(raw, Path.cwd())
+    raw = yaml_io.plain(data)
+    resolve_paths(raw, Path.cwd())
     return _checked(raw, [])
 
 
@@ -65,13 +53,13 @@ def _checked(raw: dict[str, Any], problems: list[Problem]) -> Spec:
     spec, structural = _structured(data)
     problems = problems + structural
     broken = [problem.key for problem in structural]
-    for keys, check in checks.CHECKS:
+    for keys, check in rules.CHECKS:
         # A check that reads a broken key would judge the default that stands in for it.
         if not any(_related(key, wrong) for key in keys for wrong in broken):
             problems += check(spec)
-    problems += fields.problems(spec.space, searched, spec.training, spec.lora)
+    problems += upstream_fields.problems(spec.space, searched, spec.training, spec.lora)
     if "space" not in broken:
-        problems += checks.try_first(spec, searched)
+        problems += rules.try_first(spec, searched)
     if problems:
         raise SpecError(problems)
     return spec
@@ -156,7 +144,7 @@ def _remove(data: dict[str, Any], loc: tuple[int | str, ...]) -> None:
         section, depth = inner, depth + 1
     stand_in = _STAND_INS.get(_dotted(loc[: depth + 1]))
     if stand_in is not None:
-        section[str(loc[depth])] = reading.plain(stand_in)
+        section[str(loc[depth])] = yaml_io.plain(stand_in)
     else:
         section.pop(str(loc[depth]), None)
 

@@ -4,10 +4,15 @@ from typing import Any
 
 import streamlit as st
 
-from results.doctor import Finding, of_data, of_trial
-from results.errors import UserError
-from results.run import ACTIVE, Run, leaderboard, list_runs, open_run
-from results.words import columns, compact, ending, judged, number, verdict_sentence
+from results.doctor.data_warnings import of_data
+from results.doctor.finding import Finding
+from results.doctor.trial_warnings import of_trial
+from results.formatting import columns, compact, ending, judged, number, verdict_sentence
+from results.run.layout import ACTIVE
+from results.run.listing import list_runs, open_run
+from results.run.run import Run
+from results.views import leaderboard
+from search_spaces.errors import UserError
 from serve.choice import Choice, literal
 
 REFRESH_SECONDS = 5

@@ -6,9 +6,9 @@ from typing import Any
 
 import streamlit as st
 
-from results.errors import UserError
-from results.run import Run
-from results.words import verdict_sentence
+from results.formatting import verdict_sentence
+from results.run.run import Run
+from search_spaces.errors import UserError
 from serve.choice import Choice, literal
 from serve.engine import Engine, Message, load
 

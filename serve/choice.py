@@ -6,8 +6,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from results.errors import UserError
-from results.run import Run, list_runs, open_run
+from results.run.listing import list_runs, open_run
+from results.run.run import Run
+from search_spaces.errors import UserError
 
 
 @dataclass(frozen=True)

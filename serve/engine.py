@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.errors import UserError
+from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,8 @@ from filelock import FileLock
 from hub import Hub
 from searching import preftune
 
-from results.run import Run, open_run
+from results.run.listing import open_run
+from results.run.run import Run
 from search_spaces.spec import Spec, validate
 from trainables.prepared import Prepared, Split
 from trainables.quickstart.judge import judge
@@ -104,10 +105,10 @@ def small_spec() -> Spec:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory, small_spec: Spec) -> Prepared:
     """The quickstart's pairs with the reference's log-probs and answers, made without Ray."""
+    from trainables.data.preferences import prepare_pairs
+    from trainables.data.sources import load_rows
     from trainables.models import load_model, load_tokenizer
-    from trainables.preferences import prepare_pairs
     from trainables.reference import logps_of_pairs, read_pairs, reference_answers, save_logps
-    from trainables.sources import load_rows
 
     root: Path = tmp_path_factory.mktemp("prepared")
     tokenizer = load_tokenizer(BASE)

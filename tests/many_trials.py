@@ -23,15 +23,16 @@ from rich.console import Console
 
 import tune.search
 from search_spaces.spec import validate
+from trainables.artifacts import seal
 from trainables.prepared import Prepared, Split
-from trainables.report import Report
-from trainables.store import seal
-from tune.cluster import Shipment, connected, host
-from tune.notice import Notice
+from trainables.trial_report import Report
+from tune.cluster.connection import connected, host
+from tune.cluster.preemption import Notice
+from tune.cluster.share import Share
+from tune.cluster.shipping import Shipment
 from tune.progress import Progress
 from tune.record import create
-from tune.resources import Share
-from tune.searcher import Study
+from tune.study import Study
 
 EVERY = 50
 

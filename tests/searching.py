@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from results.run import Run
+from results.run.run import Run
 
 ROOT = Path(__file__).parent.parent
 PLANTED = "hf_planted_and_never_to_be_written_down"  # the token that every search is given

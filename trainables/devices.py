@@ -2,7 +2,7 @@
 
 import torch
 
-from trainables.errors import UserError
+from search_spaces.errors import UserError
 
 
 def device_and_dtype(precision: str) -> tuple[torch.device, torch.dtype | None]:

@@ -24,7 +24,6 @@ import psutil
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from torch.utils.data import SequentialSampler
 from transformers import (
     PreTrainedModel,
     TrainerCallback,
@@ -34,114 +33,25 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_callback import PrinterCallback
-from trl import DPOConfig, DPOTrainer
 
+from search_spaces.errors import UserError
 from search_spaces.spec import Spec
+from trainables.artifacts import META, damage, seal
+from trainables.budget import Plan, in_order, plan
+from trainables.data.preferences import load_pairs
 from trainables.devices import device_and_dtype, weights_dtype
-from trainables.errors import UserError
-from trainables.generation import EVALUATION_BATCH, Evaluation, evaluate
+from trainables.dpo_trainer import PreparedDPOTrainer, dpo_arguments
+from trainables.evaluation.evaluate import Evaluation, evaluate
+from trainables.evaluation.logprobs import sequence_logps
+from trainables.evaluation.sampling import EVALUATION_BATCH
 from trainables.judges import Judge
-from trainables.logprobs import sequence_logps
 from trainables.models import load_model, load_tokenizer
-from trainables.preferences import load_pairs
 from trainables.prepared import Prepared
 from trainables.reference import load_answers, load_logps
-from trainables.report import Report
-from trainables.store import META, damage, seal
+from trainables.trial_report import Report
 
 log = logging.getLogger(__name__)
-
-LORA = "lora."
 CHECKPOINTS_PER_TRIAL = 10  # a lost process costs at most this share of the budget
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a configuration spends its budget.
-
-    Attributes:
-        micro_batch: pairs in one forward pass.
-        accumulation: forward passes in one optimizer step.
-        steps: optimizer steps of the full budget.
-        rung_steps: the step at which each rung is reached.
-    """
-
-    micro_batch: int
-    accumulation: int
-    steps: int
-    rung_steps: tuple[int, ...]
-
-    @property
-    def effective_batch(self) -> int:
-        """Pairs in one optimizer step."""
-        return self.micro_batch * self.accumulation
-
-    def halved(self) -> "Plan | None":
-        """Return the plan with a smaller micro-batch and the same effective one;
-
-        None if one pair is left.
-        """
-        if self.micro_batch == 1:
-            return None
-        divisor = next(d for d in range(2, self.micro_batch + 1) if self.micro_batch % d == 0)
-        return Plan(
-            self.micro_batch // divisor, self.accumulation * divisor, self.steps, self.rung_steps
-        )
-
-
-class PreparedDPOTrainer(DPOTrainer):
-    """`DPOTrainer` on pairs that are tokenised, ordered and scored by the reference already."""
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # upstream tokenises again whatever it is given
-
-    def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # upstream's cache, keyed by learning rate and folder, would never hit
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset or self.train_dataset)  # `in_order` has shuffled
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: the card of a checkpoint nobody publishes."""
-
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
-        super()._save(output_dir, state_dict)
-        # A pickle that nothing here reads: no folder of ours holds one.
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
-
-
-def plan(spec: Spec, params: Mapping[str, Any]) -> Plan:
-    """Return how `params` spends the budget: steps to a rung = ceil(pairs / effective batch)."""
-    values = {**spec.fixed_training(), **params}
-    micro = int(values.get("per_device_train_batch_size", 8))
-    accumulation = int(values.get("gradient_accumulation_steps", 1))
-    if spec.budget.steps is not None:
-        return Plan(micro, accumulation, spec.budget.steps, (spec.budget.steps,))
-    steps = tuple(math.ceil(pairs / (micro * accumulation)) for pairs in spec.rungs_pairs)
-    return Plan(micro, accumulation, steps[-1], steps)
-
-
-def in_order(rows: int, pairs: int, seed: int) -> np.ndarray:
-    """Return the row numbers of the first `pairs` pairs of training, int64 `(pairs,)`.
-
-    Epoch after epoch of seeded permutations: it does not depend on the batch size, so at every rung
-        trials of all batch sizes have seen the same pairs.
-    """
-    generator = np.random.default_rng(seed)
-    epochs = [generator.permutation(rows) for _ in range(math.ceil(pairs / rows))]
-    return np.concatenate(epochs)[:pairs]
-
-
-def split_params(spec: Spec, params: Mapping[str, Any]) -> tuple[dict[str, Any], LoraConfig | None]:
-    """Return the `DPOConfig` fields of a configuration and its `LoraConfig`, if LoRA is on."""
-    training = {k: v for k, v in params.items() if not k.startswith(LORA)}
-    if spec.lora is None:
-        return {**spec.fixed_training(), **training}, None
-    searched = {k.removeprefix(LORA): v for k, v in params.items() if k.startswith(LORA)}
-    lora = LoraConfig(**{"task_type": "CAUSAL_LM", **spec.lora, **searched})
-    return {**spec.fixed_training(), **training}, lora
 
 
 @lru_cache(maxsize=1)  # workers are reused: the next trial of the search has the same reference
@@ -150,7 +60,7 @@ def _host_reference(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """The arguments of `train`, and the log that it captures."""
 
     spec: Spec
@@ -167,7 +77,7 @@ class _Call:
 class _Trial:
     """One attempt at the call: its trainer, and what the trainer's callbacks share."""
 
-    call: _Call
+    call: Call
     plan: Plan
     trainer: PreparedDPOTrainer
     autocast: torch.dtype | None
@@ -319,7 +229,7 @@ def peak_memory_mb() -> float:
 
 
 @contextmanager
-def _captured_log() -> Iterator[io.StringIO]:
+def captured_log() -> Iterator[io.StringIO]:
     text = io.StringIO()
     handler = logging.StreamHandler(text)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -337,37 +247,7 @@ def _captured_log() -> Iterator[io.StringIO]:
         ours.setLevel(before)
 
 
-def _arguments(spec: Spec, training: dict[str, Any], plan: Plan, seed: int, out: Path) -> DPOConfig:
-    device, dtype = device_and_dtype(spec.precision)
-    values = {
-        # Costs a third of the time where memory is not short; TRL's default is on.
-        "gradient_checkpointing": False,
-        "logging_steps": max(1, plan.steps // 50),
-        **training,
-        "per_device_train_batch_size": plan.micro_batch,
-        "gradient_accumulation_steps": plan.accumulation,
-    }
-    if isinstance(values.get("loss_type"), str):
-        values["loss_type"] = [values["loss_type"]]
-    return DPOConfig(
-        **values,
-        output_dir=str(out),
-        max_steps=plan.steps,
-        seed=seed,
-        report_to=[],
-        disable_tqdm=True,
-        logging_nan_inf_filter=False,  # a NaN must be seen, not averaged away
-        save_strategy="no",  # `_AtRungs` decides
-        save_total_limit=1,
-        precompute_ref_log_probs=True,  # holds no reference model: the columns are there
-        bf16=dtype is torch.bfloat16,
-        fp16=False,
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type == "cuda",
-    )
-
-
-def _training_rows(call: _Call, budget: Plan, longest_first: bool) -> Dataset:
+def _training_rows(call: Call, budget: Plan, longest_first: bool) -> Dataset:
     """Return exactly the rows that the plan trains on, in their order."""
     rows = load_pairs(call.prepared.train.pairs)
     chosen, rejected = load_logps(call.prepared.train.logps)
@@ -415,12 +295,12 @@ def train(
     """
     budget = plan(spec, params)
     scratch = tempfile.TemporaryDirectory(prefix="preftune-trial-", ignore_cleanup_errors=True)
-    with scratch as folder, _captured_log() as captured:
-        call = _Call(spec, params, prepared, report, seed, judge, save_now, captured)
+    with scratch as folder, captured_log() as captured:
+        call = Call(spec, params, prepared, report, seed, judge, save_now, captured)
         resume = None if resume_from is None else _undamaged(resume_from)
         while True:
             try:
-                _train_once(call, budget, Path(folder), resume)
+                train_once(call, budget, Path(folder), resume)
                 return
             except torch.OutOfMemoryError:
                 smaller = budget.halved()
@@ -434,16 +314,19 @@ def train(
                 )
                 budget = smaller
             finally:
-                _release()
+                release_memory()
             resume = _newest(Path(folder)) or resume
 
 
-def _train_once(
-    call: _Call, budget: Plan, folder: Path, resume: Path | None, longest_first: bool = False
+def train_once(
+    call: Call, budget: Plan, folder: Path, resume: Path | None, longest_first: bool = False
 ) -> None:
     set_seed(call.seed)
-    training, lora = split_params(call.spec, call.params)
-    arguments = _arguments(call.spec, training, budget, call.seed, folder)
+    configuration = call.spec.configuration(call.params)
+    lora = None
+    if configuration.lora is not None:
+        lora = LoraConfig(**{"task_type": "CAUSAL_LM", **configuration.lora})
+    arguments = dpo_arguments(call.spec, configuration.dpo, budget, call.seed, folder)
     _, autocast = device_and_dtype(call.spec.precision)
     weights = weights_dtype(lora is not None, autocast)
     model = load_model(
@@ -480,7 +363,7 @@ def _train_once(
         trainer.accelerator.free_memory()
 
 
-def _release() -> None:
+def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -568,37 +451,3 @@ def measure_once(
     except Exception as error:
         reports.append(failure(error))
     return replace(reports[-1], checkpoint=None, log="".join(report.log for report in reports))
-
-
-def peak_of_a_step(
-    spec: Spec, params: Mapping[str, Any], prepared: Prepared, judge: Judge | None
-) -> int:
-    """Return the device memory in bytes that a trial of this configuration peaks at.
-
-    Two optimizer steps (the second with the optimizer's state in place) on the longest pairs there
-    are, then a rung: sampled answers, scored by the reference beside the policy and by the judge.
-    Where the micro-batch does not fit, a smaller one, as in the trial.
-
-    Raises:
-        torch.OutOfMemoryError: one pair does not fit on the device.
-    """
-    budget = plan(spec, params)
-    probe = Plan(budget.micro_batch, budget.accumulation, 2, (2,))
-    while True:
-        _release()
-        with (
-            tempfile.TemporaryDirectory(prefix="preftune-probe-") as folder,
-            _captured_log() as text,
-        ):
-            seed = spec.search.seed
-            call = _Call(
-                spec, params, prepared, lambda report: None, seed, judge, lambda: False, text
-            )
-            try:
-                _train_once(call, probe, Path(folder), None, longest_first=True)
-                return int(torch.cuda.max_memory_allocated())
-            except torch.OutOfMemoryError:
-                smaller = probe.halved()
-                if smaller is None:
-                    raise
-                probe = smaller

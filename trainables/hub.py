@@ -1,6 +1,5 @@
 """What a path in a search means: local, the word `quickstart`, or a Hub id pinned to a commit."""
 
-import os.path
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
@@ -18,15 +17,13 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from trainables.errors import UserError
+from search_spaces.errors import UserError
+from search_spaces.locations import QUICKSTART, is_hub_id
 
 Kind = Literal["model", "dataset"]
 WORDS: dict[Kind, str] = {"model": "model", "dataset": "data set"}
-
-QUICKSTART = "quickstart"
 CODE = "*.py"
 # Weights as safetensors only: a pickle from a stranger can run code when it is loaded.
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -112,17 +109,6 @@ def no_such_path(kind: Kind, path: str) -> str:
         f"There is no data set {path!r}: give a .parquet, .jsonl or .jsonl.gz file, a folder, "
         "a Hub id or `quickstart`."
     )
-
-
-def is_hub_id(path: str | Path) -> bool:
-    """Tell whether `path` can only be on the Hub: it is not on disk and is spelt like a Hub id."""
-    if isinstance(path, Path) or os.path.exists(os.path.expanduser(path)):
-        return False
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        return False
-    return True
 
 
 def pin_dataset(path: str, revision: str | None) -> str | None:

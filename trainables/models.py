@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from trainables.errors import UserError
+from search_spaces.errors import UserError
 from trainables.hub import first_sentence, snapshot
 
 __all__ = ["load_model", "load_tokenizer", "snapshot"]

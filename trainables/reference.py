@@ -13,12 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 
+from trainables.artifacts import write_bytes, write_text
 from trainables.devices import device_and_dtype
-from trainables.generation import answer_lines, distinct_prompts, last_user_turn, sample_answers
+from trainables.evaluation.logprobs import LogProbs, sequence_logps
+from trainables.evaluation.sampling import (
+    answer_lines,
+    distinct_prompts,
+    last_user_turn,
+    sample_answers,
+)
 from trainables.judges import Judge
-from trainables.logprobs import LogProbs, sequence_logps
 from trainables.models import load_model, load_tokenizer
-from trainables.store import write_bytes, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,10 +19,10 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from search_spaces.errors import UserError
+from trainables.data.preferences import load_pairs
 from trainables.devices import device_and_dtype
-from trainables.errors import UserError
 from trainables.models import check_fits, load_model, load_tokenizer
-from trainables.preferences import load_pairs
 
 NO_LOSS = -100  # the label that cross-entropy passes over
 NOISE = 0.01  # a validation loss that rises by less than this share has not risen

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from results.hub import PushResult
+    from results.publish.push import PushResult
 
 # Where the output is no terminal, rich assumes 80 columns: a leaderboard needs more.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
@@ -49,7 +49,7 @@ def run(
     from search_spaces.spec import load
 
     checked = load(spec, set_ or [])
-    from tune.last_words import resumable
+    from tune.cluster.signals import resumable
     from tune.record import create, resume_command
     from tune.run import run_search
     from tune.warm_start import settled
@@ -71,7 +71,7 @@ def resume(
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
 ) -> None:
     """Go on after a crash, a Ctrl-C or a stop, or with more trials."""
-    from tune.last_words import resumable
+    from tune.cluster.signals import resumable
     from tune.record import resume_command
     from tune.resume import reopened
     from tune.run import run_search
@@ -95,7 +95,7 @@ def stop(run: RunName = None, storage: Storage = "runs") -> None:
 @app.command("list")
 def list_(storage: Storage = "runs") -> None:
     """Past runs, newest first."""
-    from results.run import list_runs
+    from results.run.listing import list_runs
     from results.tables import runs_table
 
     found = list_runs(storage)
@@ -112,7 +112,7 @@ def show(
     storage: Storage = "runs",
 ) -> None:
     """Leaderboard, verdict and data report of a run, or one of its trials."""
-    from results.run import open_run
+    from results.run.listing import open_run
     from results.tables import data_report_table, leaderboard_table, trial_detail, verdict_panel
 
     found = open_run(run, storage)
@@ -133,8 +133,8 @@ def report(
     ] = False,
 ) -> None:
     """Write the run's report: one HTML page that needs no network."""
-    from results.report import write_figures, write_report
-    from results.run import open_run
+    from results.report.page import write_figures, write_report
+    from results.run.listing import open_run
 
     found = open_run(run, storage)
     console.print(str(write_report(found)), highlight=False, markup=False, soft_wrap=True)
@@ -149,9 +149,9 @@ def train(
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
 ) -> None:
     """Train the winning configuration on all of the training pairs; say if that is better."""
-    from results.run import open_run
-    from tune.last_words import resumable
-    from tune.train import train_command, train_winner
+    from results.run.listing import open_run
+    from tune.cluster.signals import resumable
+    from tune.full_training import train_command, train_winner
 
     found = open_run(run, storage)
     with resumable(train_command(found.folder), errors):
@@ -181,8 +181,8 @@ def push(
 ) -> None:
     """Publish the winner on the Hub, or to a local folder."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from results.hub import push as publish
-    from results.run import open_run
+    from results.publish.push import push as publish
+    from results.run.listing import open_run
 
     result = publish(
         open_run(run, storage),
@@ -213,8 +213,8 @@ def push_data(
 ) -> None:
     """Publish the trials, and the votes cast in the chat, as a data set on the Hub."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from results.data_hub import push_data as publish
-    from results.run import open_run
+    from results.publish.push_data import push_data as publish
+    from results.run.listing import open_run
 
     result = publish(open_run(run, storage), repo, private=private, dry_run=dry_run)
     _tell(result, f"the trials of {run}")
@@ -249,17 +249,15 @@ def chat(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
 ) -> None:
     """Open the board and the chat in the browser."""
-    from tune.page import open_page
+    from tune.chat_command import open_page
 
     open_page(run, storage, port, host, console)
 
 
 def main() -> None:
     """Run the command; turn what a user can cause into one sentence and an exit code."""
-    from results.errors import UserError as ResultsError
-    from results.hub_names import check_endpoint
-    from search_spaces.problems import SpecError
-    from trainables.errors import UserError
+    from results.publish.hub_names import check_endpoint
+    from search_spaces.errors import SpecError, UserError
 
     try:
         if address := os.environ.get("HF_ENDPOINT"):
@@ -267,7 +265,7 @@ def main() -> None:
         app()
     except SpecError as error:
         _fail(str(error), 2)
-    except (UserError, ResultsError) as error:
+    except UserError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -3,7 +3,6 @@
 data, the SFT pass, the reference's log-probs and answers; once for all searches alike.
 """
 
-import inspect
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -14,31 +13,28 @@ from typing import Any, Literal
 import numpy as np
 import ray
 
-import trainables.quickstart.judge
-from results.licence import of_repository
+from results.publish.licence import of_repository
+from results.run import layout
+from search_spaces.errors import UserError
 from search_spaces.spec import Spec
-from trainables import judge_file
-from trainables.chat_template import OURS
-from trainables.errors import UserError
-from trainables.hub import snapshot
+from trainables.artifacts import META, build_once, checksum, damage, write_bytes
+from trainables.data.chat_template import OURS
 from trainables.prepared import Prepared, Split
-from trainables.sources import source_of
-from trainables.store import META, build_once, checksum, damage, write_bytes
-from tune.cluster import Cluster, build_on_worker, ship
+from tune.cluster.connection import Cluster
+from tune.cluster.shipping import build_on_worker, ship
+from tune.inputs import (
+    MODEL_FILES,
+    TOKENIZER_FILES,
+    Inputs,
+    contents_of,
+    files_of,
+    judge_files,
+    judge_identity,
+)
 from tune.record import Record, read_lines
 
 SPLITS = ("train", "validation", "test")
 ANSWERS = 2  # counts up when what is kept of an answer changes: older ones are sampled again
-# What tells a tokenizer from another, and a model from another, in a local folder.
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "chat_template*",
-    "*.model",
-)
-MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -54,43 +50,6 @@ class Preparation:
         return [*self.search.files(), *(path for path in held_out if path)]
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a spec names, looked up: it exists, and this is what tells it from another.
-
-    Attributes:
-        base: the model's folder.
-        commit: of the model, where it comes from the Hub.
-        source: the data set, as `source_of` identifies it.
-        judge: checksum or commit of the judge, or None.
-        judge_commit: of the judge, where it comes from the Hub.
-    """
-
-    base: Path
-    commit: str | None
-    source: dict[str, str | None]
-    judge: object
-    judge_commit: str | None
-
-
-def look_up(spec: Spec, revisions: Mapping[str, str | None] | None = None) -> Inputs:
-    """Find model, data and judge before anything is started.
-
-    Args:
-        spec: the resolved search.
-        revisions: the commits that an earlier driver of this run took, which go before the spec's.
-
-    Raises:
-        UserError: one of them is not there, or the Hub does not give it.
-    """
-    pinned, d = revisions or {}, spec.dataset
-    revision = pinned.get("model") or spec.revision
-    base, commit = snapshot(spec.model, revision, trust_remote_code=spec.trust_remote_code)
-    source = source_of(d.path, d.name, d.split, pinned.get("dataset") or d.revision)
-    judge, judge_commit = _judge_content(spec.judge, pinned.get("judge"))
-    return Inputs(base, commit, source, judge, judge_commit)
-
-
 def recorded(spec: Spec, record: Record) -> Preparation | None:
     """Return what an earlier driver of this run prepared, if it is there and undamaged.
 
@@ -103,7 +62,7 @@ def recorded(spec: Spec, record: Record) -> Preparation | None:
     names = record.info.get("prepared")
     if not names:
         return None
-    root = record.folder.absolute().parent / "prepared"
+    root = record.folder.absolute().parent / layout.PREPARED
     folders = {stage: root / name for stage, name in names.items() if name}
     if any(damage(folder) is not None for folder in folders.values()):
         return None
@@ -116,7 +75,7 @@ def recorded(spec: Spec, record: Record) -> Preparation | None:
         return None
     meta = json.loads((folders["answers"] / META).read_text(encoding="utf-8"))
     pinned = record.info.get("revisions") or {}
-    judge, commit = _judge_content(spec.judge, pinned.get("judge"))
+    judge, commit = judge_identity(spec.judge, pinned.get("judge"))
     if judge != meta["inputs"]["judge"]:
         raise UserError(
             f"the judge {spec.judge!r} is not the one that run {record.folder.name} began with, "
@@ -154,18 +113,18 @@ def prepare(
         UserError: the model, the data or the judge cannot be used, or they are others than those
             that the run began with.
     """
-    prepared = record.folder.absolute().parent / "prepared"
+    prepared = record.folder.absolute().parent / layout.PREPARED
     gpus = 1.0 if cluster.gpus and spec.resources.gpu != 0 else 0.0
     base, d = inputs.base, spec.dataset
     revisions = {"model": inputs.commit, "dataset": inputs.source["revision"]}
     record.update(revisions={**revisions, "judge": inputs.judge_commit})
 
     say("preparing the pairs")
-    max_length = spec.fixed_training().get("max_length", 1024)
+    max_length = spec.configuration({}).dpo.get("max_length", 1024)
     data_inputs = {
         "source": inputs.source,
         "split": {"test": d.test_fraction, "validation": d.validation_pairs, "seed": d.seed},
-        "tokenizer": _contents(base, TOKENIZER_FILES),
+        "tokenizer": contents_of(base, TOKENIZER_FILES),
         "template": checksum(OURS),
         "max_length": max_length,
     }
@@ -174,9 +133,9 @@ def prepare(
 
     def build_data(out: Path) -> None:
         def build(folder: Path) -> None:
+            from trainables.data.preferences import prepare_pairs
+            from trainables.data.sources import load_rows
             from trainables.models import check_fits, load_model, load_tokenizer
-            from trainables.preferences import prepare_pairs
-            from trainables.sources import load_rows
 
             remote = spec.trust_remote_code
             model = load_model(base, trust_remote_code=remote)
@@ -197,12 +156,12 @@ def prepare(
         build_on_worker(cluster, 0.0, build, out, cpus=0)
 
     data = build_once(prepared, "data", data_inputs, build_data)
-    write_bytes(record.folder / "data_report.json", (data / "data_report.json").read_bytes())
+    write_bytes(record.folder / layout.DATA_REPORT, (data / layout.DATA_REPORT).read_bytes())
 
     model, sft = base, None
     # `precision: auto` is another dtype on a GPU than on the CPU.
     numbers = {"precision": spec.precision, "device": "gpu" if gpus else "cpu"}
-    identity: dict[str, Any] = {"model": _contents(base, MODEL_FILES), **numbers}
+    identity: dict[str, Any] = {"model": contents_of(base, MODEL_FILES), **numbers}
     if spec.sft is not None:
         say("training the reference (SFT)")
         sft_inputs = identity | {
@@ -294,7 +253,7 @@ def _build_sft(
     sft = spec.sft
 
     def build_all(out: Path) -> None:
-        files = [*_files(base), *_files(data / "tokenizer")]
+        files = [*files_of(base), *files_of(data / "tokenizer")]
         files += [data / "train.parquet", data / "validation.parquet"]
         sent = ship(cluster, files)
 
@@ -329,7 +288,7 @@ def _build_logps(
         from trainables.reference import save_logps
 
         pairs = [data / f"{name}.parquet" for name in SPLITS]
-        sent = ship(cluster, [*_files(model), *_files(data / "tokenizer"), *pairs])
+        sent = ship(cluster, [*files_of(model), *files_of(data / "tokenizer"), *pairs])
 
         @ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)
         def score(shard: int) -> dict[str, np.ndarray]:
@@ -389,13 +348,13 @@ def _build_answers(
 ) -> Callable[[Path], None]:
     def build_all(out: Path) -> None:
         held_out = [data / "validation.parquet", data / "test.parquet"]
-        files = [*_files(model), *_files(data / "tokenizer"), *held_out, *judge_files(spec)]
+        files = [*files_of(model), *files_of(data / "tokenizer"), *held_out, *judge_files(spec)]
         sent = ship(cluster, files)
 
         def build(folder: Path) -> None:
             from trainables.devices import device_and_dtype
-            from trainables.generation import EVALUATION_BATCH
-            from trainables.judges import load_judge
+            from trainables.evaluation.sampling import EVALUATION_BATCH
+            from trainables.judges.load import load_judge
             from trainables.reference import reference_answers
 
             device, _ = device_and_dtype(spec.precision)
@@ -419,35 +378,3 @@ def _build_answers(
         build_on_worker(cluster, gpus, build, out)
 
     return build_all
-
-
-def judge_files(spec: Spec) -> list[Path]:
-    """Return the files of a judge that is on this machine, and not on the Hub."""
-    local = Path(spec.judge or "").expanduser().absolute()
-    if spec.judge is None or not local.exists():
-        return []
-    return [local] if local.is_file() else _files(local)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _contents(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
-    """Return the checksum of every file of a folder that matches."""
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    return {path.name: checksum(path) for path in sorted(found)}
-
-
-def _judge_content(judge: str | None, revision: str | None) -> tuple[object, str | None]:
-    """Return what tells a judge from another, and its commit if it comes from the Hub."""
-    if judge is None:
-        return None, None
-    if judge == "quickstart":
-        return checksum(Path(inspect.getfile(trainables.quickstart.judge))), None
-    local = Path(judge).expanduser()
-    if local.is_file():
-        judge_file.check(judge)
-        return checksum(local), None
-    folder, commit = snapshot(judge, revision)
-    return commit or _contents(folder, MODEL_FILES), commit

@@ -13,10 +13,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from results.words import compact, measure
+from results.formatting import compact, measure
 from search_spaces.spec import Spec
 from tune.record import Decision, Record
-from tune.searcher import TAKEN_FROM, Study
+from tune.study import TAKEN_FROM, Study
 
 REFRESH_SECONDS = 0.5  # reading the journal more often would cost the driver more than it shows
 NEWEST = 8  # decisions that the table shows

@@ -22,16 +22,17 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
+from results.run import layout
+from search_spaces.errors import UserError
 from search_spaces.spec import Spec
-from trainables.errors import UserError
-from trainables.report import Report
-from trainables.store import json_text, write_bytes, write_json, write_text
+from trainables.artifacts import json_text, write_bytes, write_json, write_text
+from trainables.trial_report import Report
 
-FORMAT = 1
-ENDED = ("done", "stopped")  # states in which the verdict is the run's last word
 NAME = re.compile(r"[^\W_][\w.-]{0,99}")  # of a run: a word to type, wherever commands name it
-TAKEN_NAMES = ("prepared", "latest")  # a folder beside the runs, and the word for the newest run
-LOCK = ".driver.lock"  # held by the process that drives the run, and by nobody once it is gone
+TAKEN_NAMES = (
+    layout.PREPARED,
+    "latest",
+)  # a folder beside the runs; the newest run
 Verdict = Literal["continue", "stop", "complete", "infeasible"]
 REPORTED_VERSIONS = (
     "preftune torch transformers trl peft accelerate datasets ray optuna huggingface_hub numpy"
@@ -95,7 +96,7 @@ def read_decisions(folder: Path) -> list[Decision]:
     Raises:
         UserError: a line is damaged.
     """
-    path = folder / "decisions.jsonl"
+    path = folder / layout.DECISIONS
     decisions = []
     for number, line in enumerate(read_lines(path), 1):
         try:
@@ -161,10 +162,10 @@ def create(spec: Spec, label: str, exact: bool, command: str) -> "Record":
                 f"go on with `{resume_command(folder)}`"
             )
         record = Record(folder, claim(folder))
-        (folder / "trials").mkdir()
-        write_text(folder / "spec.yaml", spec.to_yaml())
+        (folder / layout.TRIALS).mkdir()
+        write_text(folder / layout.SPEC, spec.to_yaml())
         record.update(
-            format=FORMAT,
+            format=layout.FORMAT,
             name=folder.name,
             state="preparing",
             error=None,
@@ -204,7 +205,7 @@ def claim(folder: Path) -> FileLock:
         UserError: another process has it.
         OSError: the folder cannot be written.
     """
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / layout.LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -213,7 +214,7 @@ def claim(folder: Path) -> FileLock:
         # No stop ends `preftune train`, the other command that takes a run.
         way = (
             f"being trained by {process}: let it end first"
-            if info.get("state") in ENDED
+            if info.get("state") in layout.ENDED
             else f"going on ({process}): end it with "
             f"`preftune stop {folder.name}{storage_option(folder)}` first"
         )
@@ -222,7 +223,7 @@ def claim(folder: Path) -> FileLock:
 
 
 def _info(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
+    path = folder / layout.INFO
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -255,7 +256,7 @@ class Record:
         """
         self.folder = folder
         self.lock = lock
-        drop_partial_line(folder / "decisions.jsonl")
+        drop_partial_line(folder / layout.DECISIONS)
         self.decisions = read_decisions(folder)
 
     @property
@@ -270,7 +271,7 @@ class Record:
 
     def update(self, **facts: Any) -> None:
         """Change keys of `run.json`."""
-        write_json(self.folder / "run.json", {**self.info, **facts})
+        write_json(self.folder / layout.INFO, {**self.info, **facts})
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -288,7 +289,7 @@ class Record:
 
     def trial_folder(self, number: int) -> Path:
         """Return `trials/<n>/`, made if need be."""
-        folder = self.folder / "trials" / str(number)
+        folder = self.folder / layout.TRIALS / str(number)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -308,22 +309,22 @@ class Record:
             "broken": broken,
             **report.measures,
         }
-        lines = [old for old in read_lines(folder / "measures.jsonl") if old["rung"] < report.rung]
+        lines = [old for old in read_lines(folder / layout.MEASURES) if old["rung"] < report.rung]
         deltas = self.deltas(number)
         samples = [
-            old for old in read_lines(folder / "samples.jsonl") if old["pairs"] < report.pairs
+            old for old in read_lines(folder / layout.SAMPLES) if old["pairs"] < report.pairs
         ]
         deltas[f"rung{report.rung}"] = report.deltas
         samples += [{**sample, "pairs": report.pairs} for sample in report.samples]
         buffer = BytesIO()
         np.savez_compressed(buffer, **deltas)  # type: ignore[arg-type]  # its stub has no **arrays
-        write_bytes(folder / "deltas.npz", buffer.getvalue())
-        _write_lines(folder / "samples.jsonl", samples)
-        _write_lines(folder / "measures.jsonl", [*lines, line])
+        write_bytes(folder / layout.DELTAS, buffer.getvalue())
+        _write_lines(folder / layout.SAMPLES, samples)
+        _write_lines(folder / layout.MEASURES, [*lines, line])
 
     def deltas(self, number: int) -> dict[str, np.ndarray]:
         """Return the per-pair Δ of each rung of a trial."""
-        path = self.folder / "trials" / str(number) / "deltas.npz"
+        path = self.folder / layout.TRIALS / str(number) / layout.DELTAS
         if not path.exists():
             return {}
         with np.load(path, allow_pickle=False) as arrays:
@@ -331,22 +332,22 @@ class Record:
 
     def measures(self, number: int) -> list[dict[str, Any]]:
         """Return a trial's measures, one dict for each rung."""
-        return read_lines(self.folder / "trials" / str(number) / "measures.jsonl")
+        return read_lines(self.folder / layout.TRIALS / str(number) / layout.MEASURES)
 
     def log(self, number: int, text: str) -> None:
         """Append to a trial's log."""
         if text:
-            with (self.trial_folder(number) / "log.txt").open("a", encoding="utf-8") as file:
+            with (self.trial_folder(number) / layout.LOG).open("a", encoding="utf-8") as file:
                 file.write(text)
 
     def decided(self, decision: Decision) -> None:
         """Append a rung decision."""
-        append_line(self.folder / "decisions.jsonl", asdict(decision))
+        append_line(self.folder / layout.DECISIONS, asdict(decision))
         self.decisions.append(decision)
 
     def take_over(self, decisions: Sequence[Decision]) -> None:
         """Begin with an earlier run's decisions; none of this one's has been made yet."""
-        _write_lines(self.folder / "decisions.jsonl", [asdict(one) for one in decisions])
+        _write_lines(self.folder / layout.DECISIONS, [asdict(one) for one in decisions])
         self.decisions = list(decisions)
 
     def last_decision(self, number: int) -> Decision | None:

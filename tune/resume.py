@@ -8,12 +8,13 @@ import socket
 
 from rich.console import Console
 
-from results.run import Run, open_run
+from results.run import layout
+from results.run.listing import open_run
+from results.run.run import Run
+from search_spaces.errors import UserError
 from search_spaces.spec import Spec, load
-from trainables.errors import UserError
-from trainables.store import write_text
-from tune.record import FORMAT, Record, claim
-from tune.search import STOP
+from trainables.artifacts import write_text
+from tune.record import Record, claim
 
 MOST_TRIALS = 1_000_000  # to add at once; more is a slip of the keyboard
 
@@ -45,7 +46,7 @@ def _reopened(run: Run, trials: str | None, console: Console) -> tuple[Spec, Rec
     # The lock, not the state and the process number in run.json, says whether a process drives the
     # run: numbers are used again, and host names change.
     lock = claim(run.folder)
-    path = run.folder / "spec.yaml"
+    path = run.folder / layout.SPEC
     if not path.exists():
         raise UserError(f"run {run.name} has no spec.yaml, so it cannot go on: start a new one")
     spec = load(str(path))
@@ -63,8 +64,12 @@ def _reopened(run: Run, trials: str | None, console: Console) -> tuple[Spec, Rec
         search = spec.search.model_copy(update={"trials": spec.trials + more})
         spec = spec.model_copy(update={"search": search})
         write_text(path, spec.to_yaml())
-    (run.folder / STOP).unlink(missing_ok=True)
-    known = {"format": FORMAT, "name": run.name, **record.info}  # run.json may have been lost
+    (run.folder / layout.STOP).unlink(missing_ok=True)
+    known = {
+        "format": layout.FORMAT,
+        "name": run.name,
+        **record.info,
+    }  # if run.json was lost
     record.update(**{**known, "pid": os.getpid(), "host": socket.gethostname(), "error": None})
     return spec, record
 
@@ -75,7 +80,7 @@ def _check_journal(run: Run, record: Record) -> None:
     Raises:
         UserError: it is damaged, or gone although decisions have been made.
     """
-    path = run.folder / "study.journal"
+    path = run.folder / layout.JOURNAL
     if run.damaged_journal_line is not None:
         raise UserError(
             f"{path} is damaged at line {run.damaged_journal_line}: restore it from a copy, or cut "
@@ -113,7 +118,7 @@ def request_stop(name: str | None, storage: str, console: Console) -> None:
             f"run {run.name} is not going on, so there is nothing to stop: its state is "
             f"{run.state!r}"
         )
-    write_text(run.folder / STOP, "")
+    write_text(run.folder / layout.STOP, "")
     console.print(
         f"Run {run.name} ends after its next rungs; the finalists so far are verified then.",
         highlight=False,

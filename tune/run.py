@@ -9,23 +9,25 @@ from ray.tune import TuneError
 from rich.console import Console
 from rich.markup import escape
 
-from results.errors import UserError as ResultsError
-from results.run import Run, open_run
+from results.run import layout
+from results.run.listing import open_run
+from results.run.run import Run
 from results.tables import leaderboard_table, verdict_panel
-from search_spaces.problems import SpecError
+from search_spaces.errors import UserError
 from search_spaces.spec import Spec
-from trainables.errors import UserError
-from trainables.store import storage_fault
-from tune.checkpoints import NotReached, settle
-from tune.cluster import Cluster, connected, ship
-from tune.hand_over import hand_over
-from tune.notice import notice
-from tune.prepare import Inputs, Preparation, judge_files, look_up, prepare, recorded
+from trainables.artifacts import storage_fault
+from tune.cluster.checkpoint_storage import NotReached, settle
+from tune.cluster.connection import Cluster, connected
+from tune.cluster.preemption import notice
+from tune.cluster.resources import share
+from tune.cluster.shipping import ship
+from tune.export import hand_over
+from tune.inputs import Inputs, judge_files, look_up
+from tune.prepare import Preparation, prepare, recorded
 from tune.progress import Progress
-from tune.record import ENDED, Record, now, resume_command, storage_option
-from tune.resources import share
+from tune.record import Record, now, resume_command, storage_option
 from tune.search import search
-from tune.searcher import Study
+from tune.study import Study
 from tune.verify import verify
 from tune.warm_start import earlier_run, warm_study
 
@@ -44,7 +46,7 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
         with connected(address) as cluster:
             _stages(spec, known, earlier, record, cluster, console)
     except KeyboardInterrupt:
-        if record.info["state"] not in ENDED:  # it may come while Ray shuts down
+        if record.info["state"] not in layout.ENDED:  # it may come while Ray shuts down
             record.update(state="interrupted", ended=now())
         raise
     except Exception as error:
@@ -65,7 +67,7 @@ def _sentence(error: Exception, folder: Path) -> str | None:
     told = error.__context__ if isinstance(error, TuneError) else error
     if isinstance(told, NotReached) or (isinstance(told, UserError) and told is not error):
         return f"{told}: make room or mend it, then {go_on}"
-    if isinstance(error, UserError | ResultsError | SpecError):
+    if isinstance(error, UserError):
         return str(error)
     if fault := storage_fault(error):
         return (
@@ -116,7 +118,7 @@ def _stages(
     with record.timed("verify"):
         with notice(say) as given:
             verdict = verify(spec, record, study, prepared, sent, each, progress, given)
-        shutil.rmtree(record.folder / "best", ignore_errors=True)  # of an earlier verdict
+        shutil.rmtree(record.folder / layout.BEST, ignore_errors=True)  # of an earlier verdict
         if verdict["passing"]:
             checkpoint = study.checkpoint(verdict["winner"])
             assert checkpoint is not None

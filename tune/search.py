@@ -12,21 +12,22 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 from ray.tune.callback import Callback
 from ray.tune.logger import TBXLoggerCallback
 
+from results.run import layout
 from search_spaces.spec import Spec
+from trainables.artifacts import storage_fault
 from trainables.prepared import Prepared
-from trainables.report import Report
-from trainables.store import storage_fault
-from tune.checkpoints import TRIAL, Checkpoints, NotReached, opened, said
-from tune.cluster import Shipment, host
-from tune.driver_only import DriverOnly
-from tune.notice import Notice, asked
+from trainables.trial_report import Report
+from tune.cluster.checkpoint_storage import TRIAL, Checkpoints, NotReached, opened, said
+from tune.cluster.connection import host
+from tune.cluster.preemption import Notice, asked
+from tune.cluster.share import Share
+from tune.cluster.shipping import Shipment
 from tune.progress import Progress
+from tune.ray_internals import DriverOnly
+from tune.ray_scheduler import RungScheduler
+from tune.ray_searcher import RESTARTS, StudySearcher
 from tune.record import Record
-from tune.resources import Share
-from tune.scheduler import RungScheduler
-from tune.searcher import RESTARTS, Study, StudySearcher
-
-STOP = "stop"  # a file of this name in the run folder ends the search after the next rungs
+from tune.study import Study
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def search(
     spent = record.info.get("seconds", {}).get("search", 0.0)
 
     def over() -> str | None:
-        if (record.folder / STOP).exists():
+        if (record.folder / layout.STOP).exists():
             return "stop"
         if minutes is not None and spent + time.monotonic() - started > 60 * minutes:
             return "time"

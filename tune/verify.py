@@ -6,10 +6,9 @@ finalists on fresh seeds and the untouched test split; a winner only where the e
 import json
 import math
 import shutil
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +17,23 @@ import pyarrow.parquet
 import ray
 from optuna.trial import FrozenTrial, TrialState
 
-from results.front import choices
-from results.run import open_run
+from results.pareto import choices
+from results.run import layout
+from results.run.listing import open_run
+from search_spaces.errors import UserError
 from search_spaces.spec import Spec
-from trainables.errors import UserError
-from trainables.report import Report
-from trainables.store import write_json
-from tune.checkpoints import opened, trouble
-from tune.cluster import Shipment
-from tune.kept import keep, newest, seen
-from tune.notice import Notice, asked
-from tune.prepare import Preparation, reference_measures
+from trainables.artifacts import write_json
+from trainables.trial_report import Report
+from tune.cluster.checkpoint_storage import opened, trouble
+from tune.cluster.latest_checkpoint import keep, newest, seen
+from tune.cluster.preemption import Notice, asked
+from tune.cluster.share import Share
+from tune.cluster.shipping import Shipment
+from tune.prepare import Preparation
 from tune.progress import Progress
 from tune.record import Record, read_lines, resume_command
-from tune.resources import Share
-from tune.searcher import Study, excess
-
-CONFIDENCE = 0.95  # of the whole verdict: each of k finalists is tested at 1 - 0.05 / k
-RESAMPLES = 10_000
-FRESH = 1_000  # a fresh seed is the search's plus this and a number: never the search's own
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One model on the test split.
-
-    Attributes:
-        measures: as at a rung.
-        gains: what each prompt of the split says for the model against the reference, `(prompts,)`:
-            win - 1/2, or where there is no judge, ln 2 - loss of its pairs, see `by_prompt`.
-        scores: judge score minus the reference's on the same prompt, `(prompts,)`; empty without a
-            judge.
-    """
-
-    measures: dict[str, float | None]
-    gains: np.ndarray
-    scores: np.ndarray
+from tune.study import Study
+from tune.verdict import Measured, by_prompt, decide, fresh_seeds
 
 
 def verification_spec(spec: Spec) -> Spec:
@@ -63,11 +43,6 @@ def verification_spec(spec: Spec) -> Spec:
     search = spec.search.model_copy(update={"scheduler": "none", "rungs": None})
     evaluation = spec.evaluation.model_copy(update={"prompts": spec.verify.prompts})
     return spec.model_copy(update={"search": search, "evaluation": evaluation})
-
-
-def fresh_seeds(spec: Spec) -> list[int]:
-    """Return the seeds that finalists are trained again with."""
-    return [spec.search.seed + FRESH + i for i in range(spec.verify.seeds)]
 
 
 def verify(
@@ -100,7 +75,7 @@ def verify(
     at_test = replace(prepared.search, held_out=prepared.test)
     answers = prepared.test.answers
     assert answers is not None
-    folder = record.folder / "verify"
+    folder = record.folder / layout.VERIFY
     folder.mkdir(exist_ok=True)
     homes = {job: folder / f"{job[0]}-{job[1]}.checkpoint" for job in jobs}
 
@@ -178,7 +153,7 @@ def verify(
         "test_pairs": len(prompts),
         "choices": chosen,
     }
-    write_json(record.folder / "verdict.json", verdict)
+    write_json(record.folder / layout.VERDICT, verdict)
     return verdict
 
 
@@ -272,18 +247,6 @@ def _measured(
     return Measured(report.measures, gains, scores)
 
 
-def by_prompt(gains: np.ndarray, prompts: Sequence[Hashable]) -> np.ndarray:
-    """Return gains of pairs, `(pairs,)`, as gains of their prompts, `(prompts,)`, of the same mean.
-
-    Pairs that share a prompt are not independent: the bootstrap has to draw them together. A
-    prompt's gain is the sum over its pairs, in units that make the mean over prompts the mean over
-    pairs.
-    """
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    sums = np.bincount([numbers[prompt] for prompt in prompts], weights=gains)
-    return np.asarray(sums * len(numbers) / len(gains))
-
-
 def _path(folder: Path, job: tuple[int, int | None]) -> Path:
     number, seed = job
     return folder / f"{number}-{'own' if seed is None else seed}.json"
@@ -313,218 +276,3 @@ def _load(folder: Path, job: tuple[int, int | None]) -> Measured | None:
             f"{path} is damaged: restore it from a copy; or remove it, and `preftune resume` "
             "measures that model again"
         ) from error
-
-
-def resampled(gains: np.ndarray, seed: int) -> np.ndarray:
-    """Return bootstrap means of `gains`, `(RESAMPLES,)`: units drawn with replacement.
-
-    The draw depends on the seed and the number of units alone, so that two models are compared on
-    the same resampled prompts (the paired bootstrap; Efron and Tibshirani 1993, chapter 8).
-    """
-    # Sums of halves are exact in float32: a bound of zero stays one, and is no win.
-    gains = gains.astype(np.float32)
-    sums = np.concatenate([counts @ gains for counts in _resamples(len(gains), seed)])
-    return np.asarray(sums.astype(np.float64) / len(gains))
-
-
-@lru_cache(maxsize=4)  # the same for every model of a verdict
-def _small_resamples(units: int, seed: int) -> list[np.ndarray]:
-    return list(_draw_resamples(units, seed))
-
-
-def _resamples(units: int, seed: int) -> Iterable[np.ndarray]:
-    # All of them at once would be gigabytes on a split of many pairs.
-    small = units <= 1024
-    return _small_resamples(units, seed) if small else _draw_resamples(units, seed)
-
-
-def _draw_resamples(units: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each unit stands in each resample, in blocks of float32 `(block, units)`."""
-    generator = np.random.default_rng(seed)
-    block = 500
-    for _ in range(RESAMPLES // block):
-        drawn = generator.integers(0, units, (block, units)) + units * np.arange(block)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=block * units)
-        yield counts.reshape(block, units).astype(np.float32)
-
-
-def bounds(draws: np.ndarray, confidence: float) -> list[float]:
-    """Return the two-sided percentile interval of bootstrap draws."""
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return [float(low), float(high)]
-
-
-def seed_variance(configurations: Iterable[Sequence[np.ndarray]]) -> tuple[float, int]:
-    """Return the variance of a run's true mean gain over seeds, and its degrees of freedom.
-
-    Args:
-        configurations: for each, the gains of its runs, `(units,)` each, on the same units.
-
-    The variance between the runs' means, pooled over configurations as in an analysis of variance:
-    two or three runs of one alone say next to nothing about their spread. Less what the sampling of
-    answers adds to it, which is known far better, from the units on which two runs differ, and
-    which the resampling of prompts counts already.
-    """
-    between = within = 0.0
-    freedom = 0
-    for runs in configurations:
-        gains = np.stack(runs)
-        freedom += len(runs) - 1
-        between += float(((gains.mean(axis=1) - gains.mean()) ** 2).sum())
-        apart = gains - gains.mean(axis=0)  # what tells runs apart on the same unit
-        within += float(apart.var(axis=1).sum()) / gains.shape[1]
-    return (max(0.0, between - within) / freedom if freedom else 0.0), freedom
-
-
-def configuration_draws(
-    runs: Sequence[np.ndarray], variance: float, freedom: int, seed: Sequence[int]
-) -> np.ndarray:
-    """Return draws of the mean gain that a configuration has over seeds, `(RESAMPLES,)`.
-
-    Args:
-        runs: gains of each re-run, `(units,)` each, on the same units.
-        variance, freedom: of a run's mean over seeds, from `seed_variance`.
-        seed: of the prompts' resampling, then what tells this configuration's noise from others'.
-
-    Prompts are resampled for all runs together; the seeds' share of the error is Student's t.
-    """
-    draws = resampled(np.stack(runs).mean(axis=0), seed[0])
-    if not freedom:
-        return draws
-    noise = np.random.default_rng(list(seed)).standard_t(freedom, RESAMPLES)
-    return np.asarray(draws + math.sqrt(variance / len(runs)) * noise)
-
-
-def decide(
-    spec: Spec,
-    params: Mapping[int, dict[str, Any]],
-    done: Mapping[tuple[int, int | None], Measured],
-    reference: Mapping[int, dict[str, Any]],
-) -> dict[str, Any]:
-    """Return the verdict: which finalists beat the reference, beyond chance.
-
-    A finalist does if two intervals lie above zero, each at 1 - 0.05 / finalists: its own
-    checkpoint's, since that is what is handed over, and its configuration's over fresh seeds, since
-    luck with one seed is no merit: the own one was chosen for it. And if the search's constraints
-    hold there too, for the own checkpoint and for the mean over fresh seeds: without its limits an
-    objective can be gamed.
-    """
-    level = 1 - (1 - CONFIDENCE) / max(1, len(params))
-    seed = spec.search.seed
-    gains = {
-        number: [done[number, s].gains for s in (None, *fresh_seeds(spec))] for number in params
-    }
-    finite = {n: runs for n, runs in gains.items() if all(np.isfinite(r).all() for r in runs)}
-    variance, freedom = seed_variance(finite.values())
-    # Of its seeds only one side of the interval is asked: whether a configuration is better, not
-    # whether it is worse. A single finalist is held to both, since all that is known of the spread
-    # of its seeds are three runs, the chosen one among them. docs/evidence.md has the error rates.
-    one_sided = level if len(finite) < 2 else 2 * level - 1
-    finalists, draws = [], {}
-    for number, values in params.items():
-        own = done[number, None]
-        entry: dict[str, Any] = {"number": number, "params": values, "beats_reference": False}
-        if number in finite:
-            runs = finite[number]
-            draws[number] = configuration_draws(runs[1:], variance, freedom, (seed, number))
-            entry["difference"] = float(own.gains.mean())
-            entry["interval"] = bounds(resampled(own.gains, seed), level)
-            entry["configuration_difference"] = float(np.mean(runs[1:]))
-            entry["configuration_interval"] = bounds(draws[number], one_sided)
-            entry["broken"] = _broken(
-                spec, own.measures, [done[number, s].measures for s in fresh_seeds(spec)]
-            )
-            entry["beats_reference"] = (
-                entry["interval"][0] > 0
-                and entry["configuration_interval"][0] > 0
-                and not entry["broken"]
-            )
-            if len(own.scores):
-                entry["judge_score_difference"] = float(own.scores.mean())
-                entry["judge_score_interval"] = bounds(resampled(own.scores, seed), level)
-        entry["test"] = own.measures
-        entry["fresh_seeds"] = [
-            {"seed": s, "test": done[number, s].measures} for s in fresh_seeds(spec)
-        ]
-        finalists.append(entry)
-    better = sorted(
-        (entry for entry in finalists if entry["beats_reference"]),
-        key=lambda entry: -entry["configuration_difference"],
-    )
-    # Two good finalists are told apart by the difference of their draws: same prompts, seed noise
-    # of both.
-    tied = [
-        other["number"]
-        for other in better[1:]
-        if bounds(draws[better[0]["number"]] - draws[other["number"]], level)[0] <= 0
-    ]
-    outcome = "none" if not better else "tie" if tied else "winner"
-    first = better[0] if better else None
-    return {
-        "outcome": outcome,
-        "sentence": _sentence(spec, first, tied, finalists),
-        "passing": first is not None,
-        "winner": first and first["number"],
-        "params": first and first["params"],
-        "tied": tied,
-        "metric": spec.objective.metric,
-        "direction": spec.objective.direction,
-        "confidence": CONFIDENCE,
-        "test_prompts": len(reference),
-        "reference": reference_measures(reference.values()),
-        "finalists": finalists,
-    }
-
-
-def _broken(
-    spec: Spec, own: Mapping[str, float | None], fresh: Sequence[Mapping[str, float | None]]
-) -> list[str]:
-    """Return the limits of the search that do not hold on the test split, in words."""
-    broken = []
-    for name, bound in spec.objective.constraints.items():
-        values = [measures.get(name) for measures in fresh]
-        known = [value for value in values if value is not None]
-        mean = float(np.mean(known)) if len(known) == len(values) else None
-        for value, of in ((own.get(name), ""), (mean, " over fresh seeds")):
-            if excess(bound, value) > 0:
-                broken.append(f"{name} {'not known' if value is None else f'{value:.3g}'}{of}")
-    return broken
-
-
-def _sentence(
-    spec: Spec,
-    first: Mapping[str, Any] | None,
-    tied: Sequence[int],
-    finalists: Sequence[Mapping[str, Any]],
-) -> str:
-    if not finalists:
-        return (
-            "No configuration beats the reference: no trial reached the last rung within its "
-            "constraints."
-        )
-    if first is None:
-        outside = [
-            f"trial {entry['number']} ({', '.join(entry['broken'])})"
-            for entry in finalists
-            if entry.get("broken")
-        ]
-        limits = f" Outside the search's limits there: {'; '.join(outside)}." if outside else ""
-        return f"No configuration beats the reference on the test split.{limits}"
-    low, high = first["interval"]
-    metric = spec.objective.metric
-    # Better is more of a win rate and less of a pair loss: the sign says which way it moved.
-    sign = 1 if spec.objective.direction == "maximize" else -1
-    value = first["test"][metric]
-    ends = sorted((sign * low, sign * high))
-    digits = 2 if metric == "win_rate" else 3  # hundredths of a nat are too coarse near ln 2
-    text = (
-        f"Trial {first['number']} beats the reference on the untouched test split: {metric} "
-        f"{value:.{digits}f} against {value - sign * first['difference']:.{digits}f} "
-        f"({sign * first['difference']:+.{digits}f} "
-        f"[{ends[0]:+.{digits}f}, {ends[1]:+.{digits}f}])"
-    )
-    if tied:
-        others = " and ".join(str(number) for number in tied)
-        text += f"; the split cannot tell it from trial {others}"
-    return text + "."

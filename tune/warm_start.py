@@ -9,16 +9,18 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from results.errors import UserError as ResultsError
-from results.journal import open_study
-from results.run import Run, open_run
-from search_spaces.sampling import decode, distributions, encode
+from results.run import layout
+from results.run.journal import open_study
+from results.run.listing import open_run
+from results.run.run import Run
+from search_spaces.choices import decode, encode
+from search_spaces.errors import UserError
+from search_spaces.optuna_space import distributions
 from search_spaces.spec import Spec, load
-from trainables.errors import UserError
-from trainables.store import META, damage
-from tune.checkpoints import TRIAL, Checkpoints, opened, place_of
+from trainables.artifacts import META, damage
+from tune.cluster.checkpoint_storage import TRIAL, Checkpoints, opened, place_of
 from tune.record import Record, read_decisions
-from tune.searcher import TAKEN_FROM, Study
+from tune.study import TAKEN_FROM, Study
 
 # What has to be equal for two trials to be measured by the same yardstick.
 SECTIONS = ("model", "revision", "dataset", "sft", "judge", "objective", "evaluation", "budget")
@@ -59,14 +61,14 @@ def _usable(spec: Spec, name: str) -> Run:
     """
     try:
         run = open_run(name, spec.storage)
-    except ResultsError as error:
+    except UserError as error:
         raise UserError(f"search.warm_start: {error}") from error
     if run.active:
         raise UserError(
             f"search.warm_start: run {run.name} is going on; wait for its end, or end it with "
             f"`preftune stop {run.name}`"
         )
-    _refuse(run, _other_spec(spec, load(str(run.folder / "spec.yaml"))))
+    _refuse(run, _other_spec(spec, load(str(run.folder / layout.SPEC))))
     return run
 
 
@@ -95,7 +97,7 @@ def _other_content(record: Record, run: Run) -> Iterator[str]:
 
 def _judge_of(folder: Path, prepared: Mapping[str, Any]) -> object:
     """Return what told the judge of a run from others: a checksum or a commit."""
-    meta = folder.parent / "prepared" / str(prepared.get("answers")) / META
+    meta = folder.parent / layout.PREPARED / str(prepared.get("answers")) / META
     if not meta.is_file():
         return None
     return json.loads(meta.read_text(encoding="utf-8"))["inputs"]["judge"]
@@ -121,8 +123,8 @@ def warm_study(spec: Spec, record: Record, run: Run) -> Study:
             say; or no trial can be taken in.
     """
     _refuse(run, _other_content(record, run))
-    earlier = load(str(run.folder / "spec.yaml"))
-    study, _ = open_study(run.folder / "study.journal")
+    earlier = load(str(run.folder / layout.SPEC))
+    study, _ = open_study(run.folder / layout.JOURNAL)
     found = study.get_trials(deepcopy=False) if study else []
     numbers: dict[int, int] = {}
     taken: list[FrozenTrial] = []
@@ -130,7 +132,7 @@ def warm_study(spec: Spec, record: Record, run: Run) -> Study:
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             continue
         stored = {name: decode(name, value) for name, value in trial.params.items()}
-        params = _in_space(spec, _whole(earlier, stored))
+        params = _in_space(spec, earlier.configuration(stored).fields)
         if params is not None:
             numbers[trial.number] = len(taken)
             taken.append(_as_ours(spec, trial, params, run))
@@ -159,16 +161,10 @@ def warm_study(spec: Spec, record: Record, run: Run) -> Study:
     return ours
 
 
-def _whole(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every field of a configuration, searched or fixed."""
-    lora = {f"lora.{name}": value for name, value in (spec.lora or {}).items()}
-    return {**spec.fixed_training(), **lora, **params}
-
-
 def _in_space(spec: Spec, whole: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the searched fields of a configuration, or None where this space does not hold it."""
     params = {name: whole[name] for name in spec.space if name in whole}
-    if len(params) < len(spec.space) or _whole(spec, params) != whole:
+    if len(params) < len(spec.space) or spec.configuration(params).fields != whole:
         return None
     inside = all(domain.holds(params[name]) for name, domain in spec.space.items())
     return params if inside else None

@@ -4,9 +4,10 @@ import gc
 from functools import cache
 
 from search_spaces.spec import Spec
-from trainables.judges import Judge, load_judge
-from tune.cluster import Shipment
-from tune.resources import Share, allocatable
+from trainables.judges import Judge
+from trainables.judges.load import load_judge
+from tune.cluster.share import Share, allocatable
+from tune.cluster.shipping import Shipment
 
 
 def ready(

@@ -1,0 +1,360 @@
+"""What looks unhealthy in a trial, each sign a function of its own.
+
+A figure that is missing or NaN is no sign of anything. Section 5 of docs/design.md defines the
+measures.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from zipfile import BadZipFile
+
+from results.doctor.finding import (
+    LENGTH_RULE,
+    Finding,
+    figure,
+    length_rule,
+    longer_is_chosen,
+    percent,
+    prompts_of,
+)
+from results.formatting import compact, number, plain
+from results.run import layout
+from results.run.files import read_lines
+from results.run.run import Run
+from results.run.trial import Trial
+
+LN2 = math.log(2)  # pair_loss without training: every delta is 0
+
+# A share that differs by less than so many standard errors may be chance.
+STANDARD_ERRORS = 2
+PROMPTS = 128  # that answers are sampled on by default; for a run that does not say
+# What length adds to a win rate, in shares: the same answers give both numbers, so chance does not.
+OF_LENGTH = 0.05
+# One 4-gram in ten more than in the reference's answers; in the quickstart only trials far beyond
+# their limit on kl reach it. Where the reference's own is not known: one in five.
+REPEATED_MORE, REPEATED = 0.1, 0.2
+# Nats per answer, where the search has no limit of its own: the one it gets unless it sets or lifts
+# it (search_spaces/objective.py). What a judge says turns less true as kl grows (Gao et al. 2022,
+# arXiv:2210.10760).
+KL = 20.0
+# Nats per token: each token of the chosen answers 5 % less likely. In searches of the quickstart
+# trials with worse answers than the reference's had -0.06 and less, the best ones more than 0.
+CHOSEN_DRIFT = -0.05
+# Three standard errors above an untrained model's 0.5 on 256 pairs: 3 * 0.5 / sqrt(256) = 0.094.
+ACCURACY = 0.6
+# One per cent above ln 2. Noise of s nats in delta, as from rounding, adds about s^2 / 8 to a trial
+# that learnt nothing: 0.2 nats stay below.
+PAIR_LOSS = 1.01 * LN2
+# Half as long again, and the inverse: far more than another seed changes.
+LONGER, SHORTER = 1.5, 1 / 1.5
+# On 20 decided prompts a sign test at 5 % already wants 15 to 5. They are few because of ties, not
+# because of few prompts, where at least half tie.
+DECIDED, TIED = 20, 0.5
+
+
+def _diverged(run: Run, trial: Trial) -> Iterator[Finding]:
+    # `finite` is the constraint that a loss or an objective which is no finite number breaks.
+    if trial.ended_by != "nan" and not _broken(trial, "finite"):
+        return
+    cause = f" ({plain(trial.cause).rstrip('.')})" if trial.cause else ""
+    yield Finding(
+        "diverged to NaN",
+        f"Training broke down{cause}, so nothing that it measured counts. Lower learning_rate or "
+        "max_grad_norm, or warm up for longer.",
+    )
+
+
+def _kl_blow_up(run: Run, trial: Trial) -> Iterator[Finding]:
+    kl, limit = figure(trial.measures, "kl"), figure(_limit(run, "kl"), "max")
+    if kl is None or kl <= (KL if limit is None else limit):
+        return
+    beyond = f"more than {KL:g}" if limit is None else f"beyond the search's limit of {limit:g}"
+    yield Finding(
+        "KL blow-up",
+        f"kl is {kl:.1f} nats per answer, {beyond}: what the model writes went so far from the "
+        "reference that a judge or pairs made for other answers tell little about it. Raise beta "
+        "or lower learning_rate.",
+    )
+
+
+def _beyond_limits(run: Run, trial: Trial) -> Iterator[Finding]:
+    told = {"finite", "kl"} if any(_kl_blow_up(run, trial)) else {"finite"}
+    for name in trial.constraints:
+        if name in told or not _broken(trial, name):
+            continue
+        bound, value, word = _limit(run, name), figure(trial.measures, name), plain(name)
+        ends = {end: figure(bound, end) for end in ("min", "max")}
+        limit = ", ".join(f"{end} {at:g}" for end, at in ends.items() if at is not None)
+        yield Finding(
+            f"beyond the {word} limit",
+            f"{word} is {'not known' if value is None else number(value, 3)}, and the search has "
+            f"a limit on it{f' ({limit})' if limit else ''}, so the trial cannot win. Where such "
+            f"answers are fine, widen objective.constraints.{word}.",
+        )
+
+
+def _missing_eos(run: Run, trial: Trial) -> Iterator[Finding]:
+    ended, before = figure(trial.measures, "ended"), figure(run.reference, "ended")
+    # Both are shares of samples: the difference has the square root of two of a standard error.
+    if ended is None or before is None or ended >= before - math.sqrt(2) * _by_chance(run):
+        return
+    yield Finding(
+        "missing EOS",
+        f"{percent(ended)} of the answers end with EOS, of the reference's {percent(before)}: "
+        "the model forgets to stop and is cut off at evaluation.max_new_tokens. Lower "
+        "learning_rate or raise beta, and see that few training pairs are cut at max_length.",
+    )
+
+
+def _repetition(run: Run, trial: Trial) -> Iterator[Finding]:
+    repeated = figure(trial.measures, "repetition")
+    if repeated is None or repeated <= REPEATED_MORE:
+        return
+    before = figure(run.reference, "repetition")
+    if repeated <= (REPEATED if before is None else before + REPEATED_MORE):
+        return
+    than = "" if before is None else f", against {percent(before)} in the reference's"
+    yield Finding(
+        "repetitive answers",
+        f"{percent(repeated)} of an answer's 4-grams repeat an earlier one{than}: the model "
+        "loops, a first sign of collapse. Lower learning_rate, raise beta, or bound "
+        "objective.constraints.repetition.",
+    )
+
+
+def _pairs_mislead(run: Run, trial: Trial) -> Iterator[Finding]:
+    accuracy, win_rate = (figure(trial.measures, name) for name in ("accuracy", "win_rate"))
+    before = _win_rate_before(run)
+    if accuracy is None or win_rate is None:
+        return
+    if accuracy <= ACCURACY or win_rate >= before - _by_chance(run):
+        return
+    yield Finding(
+        "pairs mislead",
+        f"It ranks {percent(accuracy)} of the pairs right, but its win_rate is "
+        f"{number(win_rate, 3)}, below the reference's {number(before, 3)}: it learnt to tell "
+        "answers apart, not to write better ones. Trust win_rate, and raise beta, lower "
+        "learning_rate or train on fewer pairs.",
+    )
+
+
+def _loss_above_ln2(run: Run, trial: Trial) -> Iterator[Finding]:
+    loss = figure(trial.measures, "pair_loss")
+    if loss is None or loss <= PAIR_LOSS:
+        return
+    yield Finding(
+        "loss above ln 2",
+        f"pair_loss is {number(loss, 3)}, and a model that is not trained at all has ln 2 = "
+        f"{number(LN2, 3)}: the pairs that it ranks wrong, it ranks wrong by far. Lower "
+        "learning_rate or raise beta.",
+    )
+
+
+def _displacement(run: Run, trial: Trial) -> Iterator[Finding]:
+    """Likelihood displacement (Razin et al. 2024, arXiv:2410.08847)."""
+    drift, margin, accuracy = (
+        figure(trial.measures, name) for name in ("chosen_drift", "margin", "accuracy")
+    )
+    grown = (margin is not None and margin > 0) or (accuracy is not None and accuracy > 0.5)
+    if drift is None or drift >= CHOSEN_DRIFT or not grown:
+        return
+    learnt = f"margin grew to {number(margin, 1)}" if margin is not None and margin > 0 else ""
+    learnt = learnt or f"accuracy grew to {number(accuracy)}"
+    losses = trial.params.get("loss_type") or (run.spec.get("training") or {}).get("loss_type")
+    sft = "sft" in (losses or ())
+    advice = "Raise" if sft else "Add the sft loss (loss_type: [sigmoid, sft]), raise"
+    yield Finding(
+        "likelihood displacement",
+        f"chosen_drift is {number(drift, 3)} nats per token while {learnt}: the chosen answers "
+        "themselves became less likely, the rejected ones even more so, and what the model says "
+        f"instead may be neither. {advice} beta or lower learning_rate.",
+    )
+
+
+def _wins_by_length(run: Run, trial: Trial) -> Iterator[Finding]:
+    won, controlled, ratio = (
+        figure(trial.measures, name)
+        for name in ("win_rate", "win_rate_length_controlled", "length_ratio")
+    )
+    if won is None or controlled is None or won <= _win_rate_before(run):
+        return
+    if won - controlled < OF_LENGTH:
+        return
+    length = "" if ratio is None else f" (length_ratio is {number(ratio)})"
+    yield Finding(
+        "wins by length",
+        f"win_rate is {number(won, 3)}, but {number(controlled, 3)} if both answers were equally "
+        f"long{length}: part of what the judge likes is length. Compare trials by "
+        "win_rate_length_controlled, or bound objective.constraints.length_ratio.",
+    )
+
+
+def _length(run: Run, trial: Trial) -> Iterator[Finding]:
+    ratio = figure(trial.measures, "length_ratio")
+    if ratio is None or SHORTER <= ratio <= LONGER:
+        return
+    sign = "length inflation" if ratio > 1 else "shortened answers"
+    meant = (
+        "length that a judge may take for quality, or answers that do not find their end"
+        if ratio > 1
+        else "answers that may leave out what was asked for"
+    )
+    yield Finding(
+        sign,
+        f"Its answers have {number(ratio)} times the tokens of the reference's: {meant}. Read "
+        "some, and bound objective.constraints.length_ratio if they are worse for it.",
+    )
+
+
+def _beaten_by_length(run: Run, trial: Trial) -> Iterator[Finding]:
+    accuracy, longer = figure(trial.measures, "accuracy"), longer_is_chosen(run, "validation")
+    if accuracy is None or longer is None:
+        return
+    word, right = length_rule(longer)
+    if right < LENGTH_RULE or accuracy >= right:
+        return
+    yield Finding(
+        "beaten by length",
+        f'"Prefer the {word} answer" ranks {percent(right)} of the validation pairs right, this '
+        f"trial {percent(accuracy)}: what it learnt may be no more than that. Train on more "
+        "pairs, or on pairs whose two answers are about equally long.",
+    )
+
+
+def _tied_answers(run: Run, trial: Trial) -> Iterator[Finding]:
+    pairs = _judged(run, trial)
+    tied = sum(own["score"] == before["score"] for own, before in pairs)
+    decided = len(pairs) - tied
+    if not pairs or decided >= DECIDED or tied < TIED * len(pairs):
+        return
+    same = sum(own.get("answer") == before.get("answer") for own, before in pairs)
+    scores = {answer["score"] for pair in pairs for answer in pair}
+    if 2 * same >= tied:
+        why = f"{same} answers are the reference's word for word, so it has hardly moved: raise "
+        why += "learning_rate, or train on more pairs."
+    elif len(scores) <= 2:
+        why = "A judge that gives two scores ties often by nature: raise evaluation.prompts."
+    else:
+        why = "Raise evaluation.prompts, or take a judge that tells answers apart more finely."
+    yield Finding(
+        "tied answers",
+        f"The judge scores its answer like the reference's on {tied} of {len(pairs)} prompts, so "
+        f"win_rate rests on the other {decided} and says little. {why}",
+    )
+
+
+def _tied_pairs(run: Run, trial: Trial) -> Iterator[Finding]:
+    same, total = _undecided(run, trial)
+    if not total or same < TIED * total:
+        return
+    yield Finding(
+        "tied pairs",
+        f"On {same} of {total} validation pairs it prefers neither answer more than the reference "
+        f"does (delta is exactly 0), so accuracy rests on the other {total - same}. It has hardly "
+        "moved: raise learning_rate, or train in fp32 if its updates are lost to rounding.",
+    )
+
+
+def _micro_batch(run: Run, trial: Trial) -> Iterator[Finding]:
+    if not (size := trial.attrs.get("micro_batch")):
+        return
+    yield Finding(
+        "micro-batch halved",
+        f"Memory was too short, so it ran in micro-batches of {compact(size)} with more "
+        "accumulation; its effective batch, and so its result, stayed. To save the time that "
+        "this costs, lower per_device_train_batch_size or give each trial more of the device.",
+    )
+
+
+def _restarts(run: Run, trial: Trial) -> Iterator[Finding]:
+    if not (times := trial.attrs.get("restarts")):
+        return
+    often = "once" if times == 1 else f"{compact(times)} times"
+    yield Finding(
+        "restarted after crashes",
+        f"Its process died {often}, and it went on from its newest checkpoint. "
+        "What it measured counts; if it happens often, see whether the machine runs out of memory.",
+    )
+
+
+# Most serious first.
+TRIAL_SIGNS: tuple[Callable[[Run, Trial], Iterator[Finding]], ...] = (
+    _diverged,
+    _kl_blow_up,
+    _beyond_limits,
+    _missing_eos,
+    _repetition,
+    _pairs_mislead,
+    _loss_above_ln2,
+    _displacement,
+    _wins_by_length,
+    _length,
+    _beaten_by_length,
+    _tied_answers,
+    _tied_pairs,
+    _micro_batch,
+    _restarts,
+)
+
+
+def _by_chance(run: Run) -> float:
+    """By how much a share of the prompts may be off: a share of n has at most 0.5 / sqrt(n)."""
+    return STANDARD_ERRORS * 0.5 / math.sqrt(prompts_of(run) or PROMPTS)
+
+
+def _limit(run: Run, name: str) -> dict[str, Any]:
+    limits = (run.spec.get("objective") or {}).get("constraints") or {}
+    return dict(limits.get(name) or {})
+
+
+def _broken(trial: Trial, name: str) -> bool:
+    return not trial.constraints.get(name, 0.0) <= 0  # NaN breaks, as in results.run.trial
+
+
+def _win_rate_before(run: Run) -> float:
+    """The reference's win rate: against itself every prompt ties."""
+    before = figure(run.reference, "win_rate")
+    return 0.5 if before is None else before
+
+
+def _reference_answers(run: Run) -> dict[Any, dict[str, Any]]:
+    """The reference's answers to the validation prompts by row; empty where they are gone."""
+    folder = (run.info.get("prepared") or {}).get("answers")
+    if not folder:
+        return {}
+    path = run.storage / layout.PREPARED / str(folder) / "validation.jsonl"
+    return {line.get("row"): line for line in read_lines(path)[0]}
+
+
+def _judged(run: Run, trial: Trial) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The judged answers behind the trial's last measures, each with the reference's."""
+    if figure(trial.measures, "win_rate") is None:
+        return []
+    pairs, reference = trial.measures.get("pairs"), _reference_answers(run)
+    both = [
+        (own, reference.get(own.get("row")) or {})
+        for own in run.samples(trial.number)
+        if pairs is not None and own.get("pairs") == pairs
+    ]
+    return [pair for pair in both if all(figure(line, "score") is not None for line in pair)]
+
+
+def _undecided(run: Run, trial: Trial) -> tuple[int, int]:
+    """Pairs whose delta is exactly 0 at the last measures, and all of its pairs."""
+    import numpy as np  # a list of runs does without it
+
+    rung = trial.measures.get("rung")
+    path = run.trial_folder(trial.number) / layout.DELTAS
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            deltas = arrays[f"rung{rung}"]
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error):  # gone or damaged
+        return 0, 0
+    return int((deltas == 0).sum()), int(deltas.size)
+
+
+def of_trial(run: Run, trial: Trial) -> list[Finding]:
+    """What to be wary of in a trial's last measures and in how it ran, most serious first."""
+    return [finding for sign in TRIAL_SIGNS for finding in sign(run, trial)]

@@ -1,0 +1,166 @@
+"""One self-contained HTML page of a run, readable offline and years later.
+
+plotly.js and the figures are inside; the page asks nothing of any network, and its own policy
+forbids it to. Texts of models, data and users are escaped, and would not run if they were not: the
+policy names the two scripts that may, by their hashes.
+"""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from results.doctor.data_warnings import of_data
+from results.formatting import compact, number, plain
+from results.pareto import choices
+from results.report.sections import board, data_rows, facts, head, verdict_words
+from results.report.side_by_side import answers, cut
+from results.run import layout
+from results.run.files import write_text
+from results.run.run import Run
+from search_spaces.errors import UserError
+
+SCALE = 2  # pixels of a PNG for each one of the page
+SCRIPT = """
+for (const place of document.querySelectorAll(".plot")) {
+  const figure = JSON.parse(document.getElementById(place.dataset.figure).textContent);
+  const config = {responsive: true, displaylogo: false};
+  config.modeBarButtonsToRemove = ["select2d", "lasso2d", "autoScale2d"];
+  Plotly.newPlot(place, figure.data, figure.layout, config);
+}
+"""
+
+
+def write_report(run: Run) -> Path:
+    """Write `report.html` into the run folder and return its path.
+
+    Raises:
+        UserError: a file of the run is damaged, or the page cannot be written.
+    """
+    path = run.folder / layout.REPORT
+    html = page(run)
+    try:
+        write_text(path, html)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}); make room or mend it.") from error
+    return path
+
+
+def write_figures(run: Run) -> list[Path]:
+    """Write the page's figures as PNG under `figures/`, through a Chromium or Chrome.
+
+    Raises:
+        UserError: kaleido or the browser is not installed.
+    """
+    from results.report.plots import figures
+
+    return _write(run, figures(run))
+
+
+def front_png(run: Run) -> Path | None:
+    """Return the figure of the objective against KL, drawn if it is missing or out of date.
+
+    Returns:
+        `figures/front.png` of the run folder; None where there is nothing to draw, or no browser
+        to draw it with.
+    """
+    from results.report.plots import front_figure
+
+    path = run.folder / "figures" / "front.png"
+    sources = [run.folder / name for name in (layout.JOURNAL, layout.VERDICT, layout.SPEC)]
+    newest = max((file.stat().st_mtime for file in sources if file.is_file()), default=0.0)
+    if path.is_file() and path.stat().st_mtime >= newest:
+        return path
+    figure = front_figure(run)
+    try:
+        return None if figure is None else _write(run, {"front": figure})[0]
+    except (UserError, OSError):
+        return None
+
+
+def _write(run: Run, figures: dict[str, Any]) -> list[Path]:
+    try:
+        import kaleido
+        from choreographer.errors import BrowserFailedError, ChromeNotFoundError
+    except ImportError:
+        raise UserError(
+            "PNG figures need kaleido, which is not installed: pip install 'preftune[png]'"
+        ) from None
+    folder = run.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    paths = []
+    drawn: list[dict[str, Any]] = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        size = {"width": 900, "height": figure.layout.height, "scale": SCALE}
+        drawn.append({"fig": figure, "path": paths[-1], "opts": size})
+    try:
+        # The page in which kaleido draws fetches MathJax from the internet unless told not to.
+        kaleido.write_fig_from_object_sync(drawn, kopts={"mathjax": False}, cancel_on_error=True)
+    except (BrowserFailedError, ChromeNotFoundError):
+        raise UserError(
+            "PNG figures need a Chromium or Chrome, and none starts here: install one (on Debian: "
+            "apt-get install chromium), or name it in BROWSER_PATH"
+        ) from None
+    return paths
+
+
+def page(run: Run) -> str:
+    """Return the page's HTML."""
+    import plotly.offline
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    from results.report.plots import figures, kl_limit
+    from results.report.study_plots import comparable
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": plain, "number": number, "fold": _fold, "cut": cut}
+    plotly_js = plotly.offline.get_plotlyjs()
+    # plotly's JSON has no `<` (it writes \u003c): no text in it can end the element that holds it.
+    drawn = {name: Markup(figure.to_json()) for name, figure in figures(run).items()}
+    at, trials = comparable(run)
+    return environment.get_template("report.jinja").render(
+        run=run,
+        scripts=f"{_hash(plotly_js)} {_hash(SCRIPT)}",
+        plotly_js=Markup(plotly_js),
+        script=Markup(SCRIPT),
+        figures=drawn,
+        curves=[name for name in drawn if name.startswith("curve_")],
+        rung={"pairs": at, "trials": len(trials)},
+        head=head(run),
+        verdict=verdict_words(run),
+        choices=[
+            {"budget": compact(c.budget), "point": c.point, "own": c.budget == kl_limit(run)}
+            for c in choices(run)
+        ],
+        board=board(run),
+        answers=answers(run),
+        data=data_rows(run),
+        of_data=of_data(run),
+        facts=facts(run),
+        spec=_text(run.folder / layout.SPEC),
+    )
+
+
+def _hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _fold(name: str) -> str:
+    """A field's name that may break after each underscore: its column's values are short."""
+    return plain(name).replace("_", "_\N{ZERO WIDTH SPACE}")
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return plain(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None

@@ -1,0 +1,187 @@
+"""The engine behind the chat page, held against transformers' own generation."""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from run_folder import write_model, write_run
+from streamlit.testing.v1 import AppTest
+
+from search_spaces.errors import UserError
+from serve.choice import literal
+from serve.engine import Engine, Message, load
+from serve.launch import APP, command
+
+HELLO: list[Message] = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Engine:
+    return load(str(folder))
+
+
+def test_greedy_stream_is_what_transformers_generates(engine: Engine) -> None:
+    inputs = engine.tokenizer.apply_chat_template(
+        HELLO, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    ).to(engine.model.device)
+    expected = engine.model.generate(**inputs, do_sample=False, max_new_tokens=24)
+    answer = expected[0, inputs["input_ids"].shape[1] :]
+    text = engine.tokenizer.decode(answer, skip_special_tokens=True).lstrip()
+    assert "".join(engine.stream(HELLO, temperature=0, max_new_tokens=24)) == text
+
+
+def test_alternating_streams_do_not_disturb_each_other(engine: Engine) -> None:
+    def one(seed: int) -> str:
+        return "".join(engine.stream(HELLO, seed=seed, max_new_tokens=20, top_p=0.9, top_k=50))
+
+    alone = [one(1), one(2)]
+    assert alone[0] != alone[1]
+    streams = [
+        engine.stream(HELLO, seed=seed, max_new_tokens=20, top_p=0.9, top_k=50) for seed in (1, 2)
+    ]
+    pieces = list(itertools.zip_longest(*streams, fillvalue=""))
+    assert ["".join(column) for column in zip(*pieces, strict=True)] == alone
+
+
+def test_an_abandoned_stream_leaves_the_engine_usable(engine: Engine) -> None:
+    stream = engine.stream(HELLO, seed=3, max_new_tokens=200)
+    first = next(stream)
+    del stream
+    assert next(engine.stream(HELLO, seed=3, max_new_tokens=200)) == first
+
+
+def test_letters_of_several_bytes_come_whole(engine: Engine) -> None:
+    import torch
+
+    # A model that says one emoji, byte by byte, whatever it is asked.
+    target = engine.tokenizer.encode(" \N{SNOWMAN}")
+    assert len(target) > 2
+
+    class Fixed:
+        config = engine.model.config
+        generation_config = engine.model.generation_config
+        device = torch.device("cpu")
+        said = 0
+
+        def __call__(self, **inputs: object) -> object:
+            logits = torch.full((1, 1, len(engine.tokenizer)), -100.0)
+            end = engine.tokenizer.eos_token_id
+            logits[0, 0, target[self.said] if self.said < len(target) else end] = 100.0
+            self.said += 1
+            return type("Output", (), {"logits": logits, "past_key_values": None})()
+
+    pieces = list(Engine(Fixed(), engine.tokenizer, "fixed").stream(HELLO, temperature=0))
+    assert pieces == ["\N{SNOWMAN}"]
+
+
+def test_long_conversations_lose_their_oldest_turns(engine: Engine) -> None:
+    system: Message = {"role": "system", "content": "Be kind."}
+    turns: list[Message] = []
+    for number in range(12):
+        turns.append({"role": "user", "content": f"Question {number}: what is two plus three?"})
+        turns.append({"role": "assistant", "content": "Two plus three is five, of course."})
+    last: Message = {"role": "user", "content": "And the opposite of hot?"}
+    prompt = engine.prompt([system, *turns, last], max_new_tokens=100)
+    assert len(prompt.ids) + 100 <= engine.positions == 256
+    assert prompt.dropped > 0 and prompt.dropped % 2 == 0
+    text = engine.tokenizer.decode(prompt.ids)
+    assert text.startswith("System: Be kind.") and "opposite of hot?" in text
+    assert "Question 0:" not in text and "Question 11:" in text
+    # One pair more would not have fitted.
+    more = [system, *turns[prompt.dropped - 2 :], last]
+    ids = engine.tokenizer.apply_chat_template(more, add_generation_prompt=True, return_dict=False)
+    assert len(ids) + 100 > 256
+
+
+def test_a_message_that_alone_is_too_long_is_refused(engine: Engine) -> None:
+    long: list[Message] = [{"role": "user", "content": "hot and cold " * 100}]
+    with pytest.raises(UserError, match="do not fit into this model's 256 positions"):
+        list(engine.stream(long))
+
+
+def test_refuses_what_it_cannot_trust_or_speak_to(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no config.json"):
+        load(str(tmp_path))
+    silent = shutil.copytree(folder, tmp_path / "silent")
+    (silent / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="has no chat template"):
+        load(str(silent))
+    pickled = shutil.copytree(folder, tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"has no \*\.safetensors"):
+        load(str(pickled))
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "config.json").write_text(json.dumps({"model_type": "nothing known"}))
+    with pytest.raises(UserError, match="broken cannot be loaded"):
+        load(str(broken))
+
+
+def test_literal_leaves_nothing_for_markdown() -> None:
+    assert literal("![x](http://y) <b> $a$ :red[z]") == (
+        r"\!\[x\]\(http\://y\) \<b\> \$a\$ \:red\[z\]"
+    )
+
+
+def test_command_keeps_the_page_on_this_machine_and_quiet() -> None:
+    words = command("runs/won", None, "runs", 8501)
+    assert words[words.index("--server.address") + 1] == "127.0.0.1"
+    assert words[words.index("--browser.gatherUsageStats") + 1] == "false"
+    assert words[words.index("--") + 1 :] == ["--storage", "runs", "--run", "runs/won"]
+    assert command(None, "me/model", "runs", 8501)[-2:] == ["--model", "me/model"]
+
+
+def open_app(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> AppTest:
+    monkeypatch.setattr("sys.argv", [str(APP), *arguments])
+    app = AppTest.from_file(str(APP), default_timeout=60).run()
+    assert not app.exception
+    return app
+
+
+def test_page_without_any_run_says_how_to_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    app = open_app(monkeypatch, "--storage", str(tmp_path))
+    assert "preftune run quickstart" in app.error[0].value.replace("\\", "")
+
+
+def test_run_without_a_winner_chats_with_the_reference_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path, "lost", outcome="none")
+    app = open_app(monkeypatch, "--storage", str(tmp_path), "--run", str(folder))
+    assert "the reference alone" in app.info[0].value
+    app.sidebar.slider[3].set_value(8)
+    app.chat_input[0].set_value("Hello").run()
+    assert not app.exception and app.chat_message[0].children[0].value == "Hello"
+    captions = [caption.value for caption in app.caption]
+    assert "Reference" in captions and not any("Tuned" in caption for caption in captions)
+
+
+def test_board_of_a_damaged_run_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path, "damaged", state="searching")
+    arguments = ("--storage", str(tmp_path), "--run", str(folder))
+    monkeypatch.setattr("sys.argv", [str(APP), *arguments])
+    script = (
+        "from serve import board, choice\n"
+        f"board.page(choice.pick({str(tmp_path)!r}, {str(folder)!r}, None))"
+    )
+    app = AppTest.from_string(script, default_timeout=60).run()
+    assert not app.exception
+    assert [metric.value for metric in app.metric] == ["searching", "4 of 6", "0.810", "0.500"]
+    assert "KL blow-up, missing EOS, pairs mislead" in set(app.dataframe[0].value["wary of"])
+    wary = next(box for box in app.expander if box.label == "What to be wary of")
+    words = wary.markdown[0].value.replace("\\", "")
+    assert "- **The data, truncated answers.** In many pairs" in words
+    assert "- **Trial 2, pairs mislead.** It ranks 99 % of the pairs right" in words
+    (folder / "verdict.json").write_text("{")
+    app.run()
+    assert not app.exception and "cannot be read" in app.error[0].value.replace("\\", "")

@@ -1,0 +1,477 @@
+"""Log-probs, samples and the evaluation, on models small enough to enumerate."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from trainables.evaluation import logprobs
+from trainables.evaluation.evaluate import evaluate
+from trainables.evaluation.logprobs import sequence_logps
+from trainables.evaluation.sampling import (
+    DivergedError,
+    distinct_prompts,
+    last_user_turn,
+    sample_answers,
+)
+
+VOCABULARY = {"<eos>": 0, "<pad>": 1, "a": 2, "b": 3, "c": 4}
+EOS, PAD = 0, 1
+POSITIONS = 32
+
+# transformers 5.23 renamed it; PEFT, and whoever supports 5.0 as well, still uses the old name.
+CHECKPOINTING_WAS_RENAMED = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<pad>")
+
+
+def tiny_model(seed: int = 0, vocabulary: int = len(VOCABULARY)) -> GPT2LMHeadModel:
+    """Build a random GPT-2; weights as wide as these make it opinionated."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=POSITIONS,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,
+        bos_token_id=EOS,
+        eos_token_id=EOS,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def naive_logp(model: Any, prompt: list[int], answer: list[int]) -> float:
+    """Score one answer by itself, token by token: nothing is padded."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + answer])).logits[0].double()
+    before = len(prompt) - 1
+    return sum(float(logits[before + i].log_softmax(-1)[token]) for i, token in enumerate(answer))
+
+
+def rows_of(count: int, vocabulary: int, seed: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+    rng = np.random.default_rng(seed)
+    draw = [rng.integers(2, vocabulary, rng.integers(1, 12)).tolist() for _ in range(2 * count)]
+    return draw[:count], draw[count:]
+
+
+# Log-probs
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_log_probs_equal_those_of_one_answer_at_a_time(batch_size: int) -> None:
+    model = tiny_model(vocabulary=40)
+    prompts, answers = rows_of(11, 40)
+    found = sequence_logps(model, prompts, answers, batch_size=batch_size, pad_token_id=PAD)
+    expected = [naive_logp(model, *row) for row in zip(prompts, answers, strict=True)]
+    assert found.dtype == np.float32
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_log_probs_do_not_depend_on_how_the_memory_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(vocabulary=40)
+    prompts, answers = rows_of(11, 40)
+    whole = sequence_logps(model, prompts, answers, batch_size=11, pad_token_id=PAD)
+    monkeypatch.setattr(logprobs, "LOGITS_ON_CPU", 2 * 20 * 40)  # one to a few rows at once
+    monkeypatch.setattr(logprobs, "LOGITS_IN_FLOAT32", 3 * 40)  # three positions at once
+    cut = sequence_logps(model, prompts, answers, batch_size=11, pad_token_id=PAD)
+    assert cut == pytest.approx(whole, abs=1e-4)
+
+
+def test_an_answer_without_tokens_is_certain_and_a_prompt_without_tokens_is_refused() -> None:
+    model = tiny_model()
+    options = {"batch_size": 2, "pad_token_id": PAD}
+    found = sequence_logps(model, [[2], [3]], [[], [4]], **options)
+    assert found[0] == 0.0 > found[1]
+    with pytest.raises(ValueError, match="prompt without a token"):
+        sequence_logps(model, [[]], [[2]], **options)
+
+
+def test_log_probs_of_a_broken_model_are_nan() -> None:
+    model = tiny_model()
+    model.transformer.h[0].mlp.c_fc.weight.data[0, 0] = math.nan
+    assert np.isnan(sequence_logps(model, [[2]], [[3, 4]], batch_size=1, pad_token_id=PAD)).all()
+
+
+def test_log_probs_in_bf16_are_those_of_fp32_within_its_precision() -> None:
+    model = tiny_model()
+    prompts, answers = rows_of(8, 5)
+    options = {"batch_size": 8, "pad_token_id": PAD}
+    exact = sequence_logps(model, prompts, answers, **options)
+    rough = sequence_logps(model, prompts, answers, **options, autocast=torch.bfloat16)
+    assert not np.array_equal(rough, exact)
+    assert rough == pytest.approx(exact, rel=0.05, abs=0.1)
+
+
+def test_a_model_in_the_middle_of_training_is_measured_without_dropout_and_put_back() -> None:
+    model = tiny_model()
+    prompts, answers = rows_of(6, 5)
+    options = {"batch_size": 6, "pad_token_id": PAD}
+    expected = sequence_logps(model, prompts, answers, **options)
+    model.train()
+    model.transformer.drop.eval()  # a module that somebody froze stays as it was
+    assert model.config.resid_pdrop == 0.1
+    assert np.array_equal(sequence_logps(model, prompts, answers, **options), expected)
+    assert model.training and model.transformer.h[0].training
+    assert not model.transformer.drop.training
+
+
+def test_the_head_that_trl_puts_on_a_model_changes_nothing() -> None:
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = tiny_model()
+    prompts, answers = rows_of(6, 5)
+    options = {"batch_size": 6, "pad_token_id": PAD}
+    expected = sequence_logps(model, prompts, answers, **options)
+    add_fused_lm_head(model)
+    assert np.array_equal(sequence_logps(model, prompts, answers, **options), expected)
+
+
+# Samples
+
+
+def test_answers_repeat_with_their_seed_and_with_no_other(tokenizer: Any) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 8, "batch_size": 16}
+    prompts, _ = rows_of(32, 5)
+    first, again, other = (
+        sample_answers(tiny_model(), tokenizer, prompts, seed=seed, **options) for seed in (7, 7, 8)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_sampling_leaves_random_state_mode_and_generation_config_alone(tokenizer: Any) -> None:
+    model = tiny_model().train()
+    model.generation_config.repetition_penalty = 1.3
+    config = model.generation_config.to_dict()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    sample_answers(model, tokenizer, [[2, 3]], max_new_tokens=5, seed=1, batch_size=1)
+    assert torch.equal(torch.rand(3), expected)
+    assert model.training
+    assert model.generation_config.to_dict() == config
+
+
+def test_what_a_model_ships_for_generation_does_not_bend_its_samples(tokenizer: Any) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 8, "seed": 3, "batch_size": 32}
+    plain, tuned = tiny_model(), tiny_model()
+    tuned.generation_config.update(
+        temperature=0.01, top_k=1, top_p=0.5, repetition_penalty=5.0, no_repeat_ngram_size=1
+    )
+    prompts = [[2, 3]] * 32
+    assert sample_answers(tuned, tokenizer, prompts, **options) == sample_answers(
+        plain, tokenizer, prompts, **options
+    )
+
+
+def test_answers_are_drawn_from_the_models_own_distribution(tokenizer: Any) -> None:
+    model, prompt, n = tiny_model(), [2, 3, 4], 4000
+    answers = sample_answers(model, tokenizer, [prompt] * n, max_new_tokens=1, seed=0, batch_size=n)
+    with torch.no_grad():
+        probabilities = model(torch.tensor([prompt])).logits[0, -1].softmax(-1).tolist()
+    counts = Counter(answer.ids[0] for answer in answers)
+    for token, probability in enumerate(probabilities):
+        four_errors = 4 * math.sqrt(probability * (1 - probability) / n)
+        assert counts[token] / n == pytest.approx(probability, abs=four_errors)
+
+
+def test_answers_end_with_eos_or_at_the_limit(tokenizer: Any) -> None:
+    answers = sample_answers(
+        tiny_model(), tokenizer, [[2, 3]] * 64, max_new_tokens=4, seed=0, batch_size=64
+    )
+    assert {answer.ended for answer in answers} == {True, False}
+    for answer in answers:
+        assert answer.ended == (answer.ids[-1] == EOS)
+        assert EOS not in answer.ids[:-1]
+        assert len(answer.ids) == 4 or answer.ended
+        letters = [token for token in answer.ids if token > PAD]
+        assert answer.text == tokenizer.decode(letters)
+        assert answer.text == answer.text.lstrip()
+
+
+def sure(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    """Make a model so sure of each next token that sampling has no choice left."""
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 1e4)
+    return model
+
+
+def test_padding_and_batches_do_not_touch_an_answer(tokenizer: Any) -> None:
+    model = sure(tiny_model(seed=3))
+    prompts, _ = rows_of(9, 5)
+    alone, together = (
+        sample_answers(model, tokenizer, prompts, max_new_tokens=6, seed=0, batch_size=size)
+        for size in (1, 9)
+    )
+    assert len({tuple(answer.ids) for answer in alone}) > 1
+    assert alone == together
+
+
+def test_an_answer_takes_only_the_positions_that_its_prompt_leaves(tokenizer: Any) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.transformer.ln_f.bias.zero_()
+        model.lm_head.weight[EOS] = 0.0
+    prompts = [[2] * 5, [2] * (POSITIONS - 3), [2] * POSITIONS, [3] * (POSITIONS - 3)]
+    answers = sample_answers(model, tokenizer, prompts, max_new_tokens=10, seed=0, batch_size=4)
+    most = [10, 3, 0, 3]
+    assert all(len(a.ids) == m or a.ended for a, m in zip(answers, most, strict=True))
+    assert all(len(a.ids) <= m for a, m in zip(answers, most, strict=True))
+    assert (answers[2].text, answers[2].ended) == ("", False)
+
+
+@CHECKPOINTING_WAS_RENAMED
+def test_generation_keeps_its_cache_under_gradient_checkpointing(tokenizer: Any) -> None:
+    model = tiny_model().train()
+    model.gradient_checkpointing_enable()
+    model.config.use_cache = False  # what the trainer sets beside it
+    widths: list[int] = []
+    hook = model.transformer.wte.register_forward_hook(
+        lambda module, inputs, output: widths.append(inputs[0].shape[1])
+    )
+    sample_answers(model, tokenizer, [[2, 3, 4]] * 4, max_new_tokens=5, seed=0, batch_size=4)
+    hook.remove()
+    assert widths[0] == 3
+    assert set(widths[1:]) == {1}
+    assert model.is_gradient_checkpointing
+    assert model.config.use_cache is False
+
+
+@pytest.fixture
+def adapted() -> Iterator[Any]:
+    """Yield a LoRA model whose adapter says something: its B matrices are zero at first."""
+    torch.manual_seed(0)
+    config = LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_model(), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter.data)
+    yield model.eval()
+
+
+@CHECKPOINTING_WAS_RENAMED
+def test_an_adapter_counts_while_it_is_on(adapted: Any, tokenizer: Any) -> None:
+    prompts, answers = rows_of(6, 5)
+    options = {"batch_size": 6, "pad_token_id": PAD}
+    sampling: dict[str, Any] = {"max_new_tokens": 8, "seed": 0, "batch_size": 6}
+    with_adapter = sequence_logps(adapted, prompts, answers, **options)
+    sampled = sample_answers(adapted, tokenizer, prompts, **sampling)
+    with adapted.disable_adapter():
+        without = sequence_logps(adapted, prompts, answers, **options)
+        sampled_without = sample_answers(adapted, tokenizer, prompts, **sampling)
+    assert without == pytest.approx(
+        sequence_logps(tiny_model(), prompts, answers, **options), abs=1e-5
+    )
+    assert sampled_without == sample_answers(tiny_model(), tokenizer, prompts, **sampling)
+
+    merged = adapted.merge_and_unload()
+    assert with_adapter == pytest.approx(
+        sequence_logps(merged, prompts, answers, **options), abs=1e-4
+    )
+    assert sampled == sample_answers(merged, tokenizer, prompts, **sampling)
+    assert np.abs(with_adapter - without).max() > 0.1
+    assert sampled != sampled_without
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_that_diverged_is_not_sampled_from(tokenizer: Any, value: float) -> None:
+    model = tiny_model()
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * value)
+    with pytest.raises(DivergedError):
+        sample_answers(model, tokenizer, [[2, 3]], max_new_tokens=4, seed=0, batch_size=1)
+
+
+def test_kl_from_samples_is_the_exact_kl(tokenizer: Any) -> None:
+    policy, reference, prompt, n = tiny_model(seed=1), tiny_model(seed=2), [2, 3], 4000
+    # Every answer of at most two tokens, EOS ending it early.
+    answers = [[EOS]] + [list(pair) for pair in itertools.product(range(1, 5), range(5))]
+    log_p, log_q = (
+        np.array([naive_logp(model, prompt, answer) for answer in answers])
+        for model in (policy, reference)
+    )
+    assert np.exp(log_p).sum() == pytest.approx(1.0, abs=1e-5)
+    exact = float((np.exp(log_p) * (log_p - log_q)).sum())
+    variance = float((np.exp(log_p) * (log_p - log_q - exact) ** 2).sum())
+
+    sampled = sample_answers(
+        policy, tokenizer, [prompt] * n, max_new_tokens=2, seed=0, batch_size=n
+    )
+    ids = [answer.ids for answer in sampled]
+    estimates = [
+        sequence_logps(model, [prompt] * n, ids, batch_size=n, pad_token_id=PAD)
+        for model in (policy, reference)
+    ]
+    estimate = float((estimates[0] - estimates[1]).mean())
+    assert exact > 0.1
+    assert estimate == pytest.approx(exact, abs=4 * math.sqrt(variance / n))
+
+
+# The evaluation
+
+
+def test_distinct_prompts_are_the_first_of_the_file() -> None:
+    prompts = [[1], [2], [1], [3], [2], [4]]
+    assert distinct_prompts(prompts, 3) == [0, 1, 3]
+    assert distinct_prompts(prompts, 9) == [0, 1, 3, 5]
+
+
+def test_a_judge_sees_the_last_user_turn() -> None:
+    turns = [("user", "first"), ("assistant", "yes"), ("user", "second")]
+    assert last_user_turn([{"role": r, "content": c} for r, c in turns]) == "second"
+    assert last_user_turn([{"role": "system", "content": "only"}]) == "only"
+
+
+def how_many_a(prompts: list[str], answers: list[str]) -> list[float]:
+    return [float(answer.count("a")) for answer in answers]
+
+
+class World:
+    """Twelve pairs on eight prompts, with the reference's log-probs and answers."""
+
+    def __init__(self, tokenizer: Any, reference: GPT2LMHeadModel) -> None:
+        prompts, chosen = rows_of(12, 5, seed=1)
+        _, rejected = rows_of(12, 5, seed=2)
+        prompts[8:] = prompts[:4]
+        self.tokenizer, self.reference = tokenizer, reference
+        self.pairs = {
+            "row": list(range(100, 112)),
+            "prompt": [[{"role": "user", "content": f"question {i % 8}"}] for i in range(12)],
+            "prompt_ids": prompts,
+            "chosen_ids": chosen,
+            "rejected_ids": rejected,
+        }
+        both = self.score(prompts * 2, chosen + rejected)
+        self.ref_chosen, self.ref_rejected = np.split(both, 2)
+        self.answers = [
+            {"row": 100 + i, "tokens": 4, "score": score}
+            for i, score in enumerate([0.0, 1.0, 2.0, 3.0] * 2)
+        ]
+
+    def score(self, prompts: list[list[int]], answers: list[list[int]]) -> Any:
+        return sequence_logps(self.reference, prompts, answers, batch_size=24, pad_token_id=PAD)
+
+    def evaluate(self, model: Any, judge: Any, **overrides: Any) -> Any:
+        options = {"prompts": 8, "max_new_tokens": 6, "seed": 0, "batch_size": 24} | overrides
+        return evaluate(
+            model,
+            self.tokenizer,
+            self.pairs,  # a mapping of columns serves as well as a Dataset
+            self.ref_chosen,
+            self.ref_rejected,
+            self.answers,
+            self.score,
+            judge,
+            **options,
+        )
+
+
+@pytest.fixture(scope="module")
+def world(tokenizer: Any) -> World:
+    return World(tokenizer, tiny_model())
+
+
+def test_an_untrained_policy_measures_as_the_reference(world: World) -> None:
+    evaluation = world.evaluate(tiny_model(), how_many_a)
+    measures = evaluation.measures
+    assert measures["pair_loss"] == pytest.approx(math.log(2))
+    assert measures["accuracy"] == 0.5
+    assert [measures[name] for name in ("margin", "chosen_drift", "kl")] == [0.0, 0.0, 0.0]
+    assert evaluation.deltas.dtype == np.float32
+    assert not evaluation.deltas.any()
+
+
+def test_an_evaluation_agrees_with_its_parts(world: World) -> None:
+    policy = tiny_model(seed=9)
+    evaluation = world.evaluate(policy, how_many_a)
+    pairs, samples, measures = world.pairs, evaluation.samples, evaluation.measures
+    first = [
+        naive_logp(model, pairs["prompt_ids"][0], pairs[side][0])
+        for side in ("chosen_ids", "rejected_ids")
+        for model in (policy, world.reference)
+    ]
+    assert evaluation.deltas[0] == pytest.approx(
+        first[0] - first[1] - first[2] + first[3], abs=1e-4
+    )
+    assert measures["margin"] == pytest.approx(evaluation.deltas.mean(), abs=1e-5)
+
+    assert [sample["row"] for sample in samples] == list(range(100, 108))
+    assert [sample["prompt"] for sample in samples] == [f"question {i}" for i in range(8)]
+    assert [s["score"] for s in samples] == [float(s["answer"].count("a")) for s in samples]
+    assert measures["judge_score"] == np.mean([sample["score"] for sample in samples])
+    differences = [
+        s["score"] - line["score"] for s, line in zip(samples, world.answers, strict=True)
+    ]
+    half_ties = [1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences]
+    assert measures["win_rate"] == np.mean(half_ties)
+    assert measures["kl"] == pytest.approx(np.mean([sample["log_ratio"] for sample in samples]))
+    assert measures["length_ratio"] == np.mean([sample["tokens"] for sample in samples]) / 4
+    assert measures["ended"] == np.mean([sample["ended"] for sample in samples])
+
+
+def test_only_as_many_prompts_are_sampled_as_asked_for(world: World) -> None:
+    rows = [sample["row"] for sample in world.evaluate(tiny_model(), None, prompts=3).samples]
+    assert rows == [100, 101, 102]
+
+
+def test_without_a_judge_the_samples_still_show_health_and_kl(world: World) -> None:
+    evaluation = world.evaluate(tiny_model(seed=9), None)
+    missing = {name for name, value in evaluation.measures.items() if value is None}
+    assert missing == {"win_rate", "win_rate_length_controlled", "judge_score"}
+    assert all(sample["score"] is None for sample in evaluation.samples)
+
+
+def test_a_policy_that_diverged_measures_as_nan(world: World) -> None:
+    model = tiny_model()
+    model.transformer.ln_f.weight.data.fill_(math.nan)
+    evaluation = world.evaluate(model, how_many_a)
+    assert set(evaluation.measures) == set(world.evaluate(tiny_model(), how_many_a).measures)
+    assert all(math.isnan(value) for value in evaluation.measures.values())
+    assert np.isnan(evaluation.deltas).all()
+    assert evaluation.samples == []
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_diverged_model_does_not_take_the_device_with_it(tokenizer: Any) -> None:
+    model = tiny_model().cuda()
+    options: dict[str, Any] = {"max_new_tokens": 8, "seed": 0, "batch_size": 4}
+    state = torch.cuda.get_rng_state()
+    healthy = sample_answers(model, tokenizer, [[2, 3]] * 4, **options, autocast=torch.bfloat16)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    broken = tiny_model().cuda()
+    broken.transformer.ln_f.weight.data.fill_(math.nan)
+    with pytest.raises(DivergedError):
+        sample_answers(broken, tokenizer, [[2, 3]] * 4, **options)
+    again = sample_answers(model, tokenizer, [[2, 3]] * 4, **options, autocast=torch.bfloat16)
+    assert again == healthy
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_log_probs_are_those_of_the_cpu_and_fit_beside_training() -> None:
+    prompts, answers = rows_of(11, 40)
+    options: dict[str, Any] = {"batch_size": 64, "pad_token_id": PAD}
+    expected = sequence_logps(tiny_model(vocabulary=40), prompts, answers, **options)
+    found = sequence_logps(tiny_model(vocabulary=40).cuda(), prompts, answers, **options)
+    assert found == pytest.approx(expected, abs=1e-3)
+
+    # GPT-2's vocabulary at 1,024 tokens: 64 rows of logits would be 13 GB in fp32.
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2)
+    large = GPT2LMHeadModel(config).cuda()
+    torch.cuda.reset_peak_memory_stats()
+    sequence_logps(large, [[2]] * 64, [[3] * 1000] * 64, **options, autocast=torch.bfloat16)
+    assert torch.cuda.max_memory_allocated() < 2e9

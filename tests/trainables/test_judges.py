@@ -1,0 +1,171 @@
+"""Judges: what they return, and what a user reads when one of them fails."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
+
+from search_spaces.errors import UserError
+from trainables.judges.load import load_judge
+from trainables.quickstart.world import rows
+
+CPU = torch.device("cpu")
+TEMPLATE = "{% for m in messages %}{{ m.role + ' ' + m.content + ' ' }}{% endfor %}"
+
+
+def written(folder: Path, code: str) -> str:
+    path = folder / "mine.py"
+    path.write_text(code, encoding="utf-8")
+    return str(path)
+
+
+def test_a_file_judges_by_its_own_rule(tmp_path: Path) -> None:
+    # A dataclass, because it needs a module that Python can look up.
+    judge = written(
+        tmp_path,
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "import numpy as np\n"
+        "@dataclass\n"
+        "class Rule:\n"
+        "    weight: float\n"
+        "def judge(prompts, answers):\n"
+        "    rule = Rule(2.0)\n"
+        "    return np.array([rule.weight * len(a) - len(p) for p, a in zip(prompts, answers)])\n",
+    )
+    assert load_judge(judge, CPU)(["ab", "c"], ["xyz", ""]) == [4.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        (
+            "def judge(prompts, answers):\n    x = 1\n    return [1 / 0]\n",
+            "line 3.*ZeroDivisionError",
+        ),
+        ("def judge(prompts, answers):\n    return [float('nan')]\n", "scored answer 0 with nan"),
+        ("def judge(prompts, answers):\n    return ['good']\n", "scored answer 0 with 'good'"),
+        ("def judge(prompts, answers):\n    return [None]\n", "scored answer 0 with None"),
+        ("def judge(prompts, answers):\n    return [1.0, 2.0]\n", "2 scores for 1 answers"),
+        ("def judge(prompts, answers):\n    return 1.0\n", r"returned 1\.0 for 1 answers"),
+        ("def judge(prompts):\n    return [1.0]\n", "TypeError: judge.. takes 1 positional"),
+    ],
+)
+def test_what_goes_wrong_while_judging_is_named(tmp_path: Path, code: str, sentence: str) -> None:
+    path = written(tmp_path, code)
+    judge = load_judge(path, CPU)
+    with pytest.raises(UserError, match=sentence) as raised:
+        judge(["the question"], ["the answer"])
+    assert path in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("def judge(prompts, answers):\n    return [\n", "line 2.*SyntaxError"),
+        ("x = 1\nimport no_such_module\n", "line 2.*No module named 'no_such_module'"),
+        ("def jugde(prompts, answers): ...\n", "defines no function `judge`"),
+    ],
+)
+def test_a_file_that_holds_no_judge_is_refused(tmp_path: Path, code: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load_judge(written(tmp_path, code), CPU)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file as .*gone\.py"):
+        load_judge(str(tmp_path / "gone.py"), CPU)
+
+
+def test_the_quickstarts_judge_prefers_what_is_wanted() -> None:
+    pairs = rows(20)
+    prompts = [pair["prompt"][-1]["content"] for pair in pairs]
+    judge = load_judge("quickstart", CPU)
+    assert judge(prompts, [pair["chosen"][0]["content"] for pair in pairs]) == [1.0] * 20
+    assert judge(prompts, [pair["rejected"][0]["content"] for pair in pairs]) == [0.0] * 20
+
+
+def test_the_quickstarts_judge_says_that_it_knows_its_own_world_only() -> None:
+    with pytest.raises(UserError, match="quickstart.*`judge` a reward model"):
+        load_judge("quickstart", CPU)(["What is love?"], ["A question."])
+
+
+def tokenizer_of(template: str | None) -> PreTrainedTokenizerFast:
+    words = ["<eos>", "<unk>", "user", "assistant", "a", "b", "c"]
+    level = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    tokenizer = Tokenizer(level)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+    fast.chat_template = template
+    return fast
+
+
+def saved(folder: Path, model: Any, template: str | None = TEMPLATE) -> Path:
+    model.save_pretrained(folder)
+    tokenizer_of(template).save_pretrained(folder)
+    return folder
+
+
+def config(labels: int) -> GPT2Config:
+    torch.manual_seed(0)
+    return GPT2Config(
+        vocab_size=7,
+        n_positions=64,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        num_labels=labels,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+
+def test_a_reward_model_scores_conversations_whatever_their_batch(tmp_path: Path) -> None:
+    model = GPT2ForSequenceClassification(config(1)).eval()
+    judge = load_judge(str(saved(tmp_path, model)), CPU)
+    answers = [" ".join("abc"[(i + j) % 3] for j in range(i % 7 + 1)) for i in range(40)]
+    tokenizer = tokenizer_of(TEMPLATE)
+    expected = []
+    for answer in answers:
+        ids = tokenizer(f"user c b assistant {answer}")["input_ids"]
+        with torch.no_grad():
+            expected.append(float(model(torch.tensor([ids])).logits[0, 0]))
+    assert len(set(expected)) > 10
+    assert judge(["c b"] * 40, answers) == pytest.approx(expected, abs=1e-5)
+
+
+def test_models_that_are_no_judges_are_refused(tmp_path: Path) -> None:
+    two_labels = GPT2ForSequenceClassification(config(2))
+    # Its scoring head would be drawn at random.
+    language = GPT2LMHeadModel(config(1))
+    no_template = GPT2ForSequenceClassification(config(1))
+    for name, model, template, sentence in (
+        ("two", two_labels, TEMPLATE, "2 labels"),
+        ("language", language, TEMPLATE, r"lacks \['score.weight'\]"),
+        ("bare", no_template, None, "no chat template"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            load_judge(str(saved(tmp_path / name, model, template)), CPU)
+
+
+def test_a_reward_model_kept_as_a_pickle_is_refused(tmp_path: Path) -> None:
+    model = GPT2ForSequenceClassification(config(1))
+    saved(tmp_path, model)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot be loaded as a reward model"):
+        load_judge(str(tmp_path), CPU)
+
+
+def test_a_reward_model_that_is_nowhere_is_named() -> None:
+    with pytest.raises(UserError, match=r"/no/such/judge"):
+        load_judge("/no/such/judge", CPU)

@@ -1,0 +1,97 @@
+"""`preftune chat`: become the process that serves the page."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from results.run import layout
+from results.run.listing import list_runs, open_run
+from search_spaces.errors import UserError
+from search_spaces.locations import is_hub_id
+
+
+def open_page(name: str | None, storage: str, port: int, host: str, console: Console) -> None:
+    """Serve board and chat until Ctrl-C.
+
+    Args:
+        name: a run, a model's folder or Hub id, or None for the newest run.
+
+    Raises:
+        UserError: the port is taken, or neither a run nor a model has that name.
+    """
+    arguments = ["--storage", storage, "--host", host]
+    if name is None or (Path(storage) / name).is_dir() or (Path(name) / layout.INFO).is_file():
+        if name is not None or list_runs(storage):
+            arguments += ["--run", str(open_run(name, storage).folder)]
+    else:
+        _check_model(name, storage)
+        arguments += ["--model", name]
+    port = _free(host, port)
+    console.print(
+        f"chat at http://{host}:{port} (end it with Ctrl-C)", highlight=False, markup=False
+    )
+    sys.stdout.flush()
+    # Becomes the page instead of waiting for it: a signal to this process is a signal to the page.
+    line = [sys.executable, "-m", "serve.launch", *arguments, "--port", str(port)]
+    os.execv(sys.executable, line)
+
+
+def _check_model(name: str, storage: str) -> None:
+    """Refuse what can be neither a run nor a model, before a page opens that could only say so."""
+    if (Path(os.path.expanduser(name)) / "config.json").is_file():
+        return
+    unknown = ""
+    if is_hub_id(name):
+        # Most names without an owner are runs, misspelt; a few old models have none either.
+        unknown = "" if "/" in name else _unknown(name)
+        if not unknown:
+            return
+    runs = ", ".join(run.name for run in list_runs(storage)[:5]) or "none"
+    raise UserError(
+        f"{name!r} is neither a run nor a model: the runs in {storage} are {runs}; a model is a "
+        f"folder with a config.json, or a Hub id such as owner/name{unknown}"
+    )
+
+
+def _unknown(name: str) -> str:
+    """Say why a name without an owner is no model of the Hub; nothing where it is one."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        GatedRepoError,
+        HfHubHTTPError,
+        HTTPError,
+        OfflineModeIsEnabled,
+    )
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return ""
+    try:
+        HfApi().model_info(name, timeout=10)
+    except GatedRepoError:
+        return ""  # it is there, and loading it says what to do
+    except HfHubHTTPError as error:
+        # Who is not logged in is told 401 of what is not there, as of what is private.
+        if error.response.status_code in (401, 404):
+            return f", and the Hub knows no {name!r}"
+    except (HTTPError, OfflineModeIsEnabled):
+        pass
+    else:
+        return ""
+    return f", and the Hub cannot be asked for {name!r} now"
+
+
+def _free(host: str, port: int) -> int:
+    """Return the port, or a free one for 0."""
+    with socket.socket() as probe:
+        # As the server itself will: a port whose last connections are dying is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"cannot listen at {host}:{port} ({error}): choose another --port, 0 for any"
+            ) from error
+        return int(probe.getsockname()[1])

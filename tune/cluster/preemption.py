@@ -1,0 +1,117 @@
+"""A cluster's notice that it takes the machine away: what runs keeps a checkpoint first.
+
+SIGTERM tells the driver alone. It asks the trials by an entry in the key-value store of Ray's GCS,
+which workers on all nodes reach whatever their storage is, and ends once each has reported what it
+saved.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import ray
+from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
+
+from tune.cluster.signals import NOTICES, handled
+
+ASKED = "preftune-save-now"  # and the id of the job: later drivers on the same cluster have others
+PATIENCE = 20  # seconds for all of them: Slurm and Kubernetes kill thirty after their notice
+EVERY = 1.0  # seconds between two looks of a trial
+AGAIN = 1.0  # a terminal that closes sends SIGHUP twice: only what comes later is a second signal
+
+
+class Notice:
+    """What a search does between the notice and its end.
+
+    Attributes:
+        given: the notice has come.
+        late: the time for checkpoints is up.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.given = self.late = False
+        self.say = say
+        self.owing: set[str] | None = None  # trials that have not reported since
+
+    def leave(self, running: Collection[str]) -> None:
+        """Ask for checkpoints, the first time; call it again until there is nobody to wait for.
+
+        Args:
+            running: ids of the trials whose processes run now.
+
+        Raises:
+            KeyboardInterrupt: every one has reported, or the time is up.
+        """
+        if self.owing is None:
+            self.owing = set(running)
+            if running:
+                _internal_kv_put(_key(), b"")
+                self.say(
+                    f"told to end: running trials ({len(running)}) save a checkpoint first, in "
+                    f"{PATIENCE} seconds at most; told again, it ends at once"
+                )
+        self.owing &= set(running)
+        if self.late or not self.owing:
+            raise KeyboardInterrupt
+
+    def saved(self, trial: str) -> None:
+        """Note that a trial has reported a checkpoint."""
+        if self.owing is not None:
+            self.owing.discard(trial)
+
+
+@contextmanager
+def notice(say: Callable[[str], None]) -> Iterator[Notice]:
+    """Take SIGTERM and SIGHUP as a notice within the block; a second one interrupts.
+
+    Raises:
+        KeyboardInterrupt: the notice was given and the block has ended; a second signal came; or
+            `PATIENCE` seconds went by.
+    """
+    given = Notice(say)
+    since = 0.0
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal since
+        if not given.given:
+            given.given, since = True, time.monotonic()
+            # Again each second: Python drops what is raised while an object is being finalised.
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)
+        elif time.monotonic() - since > AGAIN:
+            raise KeyboardInterrupt
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        given.late = True
+        raise KeyboardInterrupt
+
+    with handled(give_up, signal.SIGALRM):
+        try:
+            with handled(note, *NOTICES):
+                yield given
+        finally:
+            if given.given:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    if given.given:
+        raise KeyboardInterrupt
+
+
+def asked() -> Callable[[], bool]:
+    """Return what tells a trial, on its worker, that it has been asked; once."""
+    key = _key()
+    looked, told = time.monotonic(), False
+
+    def look() -> bool:
+        nonlocal looked, told
+        if told or time.monotonic() - looked < EVERY:
+            return False
+        told = bool(_internal_kv_exists(key))
+        looked = time.monotonic()
+        return told
+
+    return look
+
+
+def _key() -> str:
+    return f"{ASKED}-{ray.get_runtime_context().get_job_id()}"

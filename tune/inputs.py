@@ -1,0 +1,93 @@
+"""What a spec names, resolved and pinned before anything is started."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import trainables.quickstart.judge
+from search_spaces.spec import Spec
+from trainables.artifacts import checksum
+from trainables.data.sources import source_of
+from trainables.hub import snapshot
+from trainables.judges import python_file as judge_file
+
+# What tells a tokenizer from another, and a model from another, in a local folder.
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "chat_template*",
+    "*.model",
+)
+MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a spec names, looked up: it exists, and this is what tells it from another.
+
+    Attributes:
+        base: the model's folder.
+        commit: of the model, where it comes from the Hub.
+        source: the data set, as `source_of` identifies it.
+        judge: checksum or commit of the judge, or None.
+        judge_commit: of the judge, where it comes from the Hub.
+    """
+
+    base: Path
+    commit: str | None
+    source: dict[str, str | None]
+    judge: object
+    judge_commit: str | None
+
+
+def look_up(spec: Spec, revisions: Mapping[str, str | None] | None = None) -> Inputs:
+    """Find model, data and judge before anything is started.
+
+    Args:
+        spec: the resolved search.
+        revisions: the commits that an earlier driver of this run took, which go before the spec's.
+
+    Raises:
+        UserError: one of them is not there, or the Hub does not give it.
+    """
+    pinned, d = revisions or {}, spec.dataset
+    revision = pinned.get("model") or spec.revision
+    base, commit = snapshot(spec.model, revision, trust_remote_code=spec.trust_remote_code)
+    source = source_of(d.path, d.name, d.split, pinned.get("dataset") or d.revision)
+    judge, judge_commit = judge_identity(spec.judge, pinned.get("judge"))
+    return Inputs(base, commit, source, judge, judge_commit)
+
+
+def judge_files(spec: Spec) -> list[Path]:
+    """Return the files of a judge that is on this machine, and not on the Hub."""
+    local = Path(spec.judge or "").expanduser().absolute()
+    if spec.judge is None or not local.exists():
+        return []
+    return [local] if local.is_file() else files_of(local)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def contents_of(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    """Return the checksum of every file of a folder that matches."""
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return {path.name: checksum(path) for path in sorted(found)}
+
+
+def judge_identity(judge: str | None, revision: str | None) -> tuple[object, str | None]:
+    """Return what tells a judge from another, and its commit if it comes from the Hub."""
+    if judge is None:
+        return None, None
+    if judge == "quickstart":
+        return checksum(Path(inspect.getfile(trainables.quickstart.judge))), None
+    local = Path(judge).expanduser()
+    if local.is_file():
+        judge_file.check(judge)
+        return checksum(local), None
+    folder, commit = snapshot(judge, revision)
+    return commit or contents_of(folder, MODEL_FILES), commit
