@@ -1,7 +1,4 @@
-"""Stage 1, on Ray:
-
-data, the SFT pass, the reference's log-probs and answers; once for all searches alike.
-"""
+"""Stage 1 prepares data, SFT pass, reference log-probs and answers, once for all equal searches."""
 
 import json
 import math
@@ -32,6 +29,7 @@ from tune.inputs import (
     judge_identity,
 )
 from tune.record import Record, read_lines
+from tune.worker import build_answers, build_data, build_sft, max_length, score_pairs
 
 SPLITS = ("train", "validation", "test")
 ANSWERS = 2  # counts up when what is kept of an answer changes: older ones are sampled again
@@ -97,6 +95,38 @@ def _preparation(
     return Preparation(search, split("test"))
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What each of the four functions below is given.
+
+    Attributes:
+        spec: the resolved search.
+        inputs: what it names, looked up.
+        root: the folder of all prepared folders.
+        cluster: where to compute.
+        say: is called with each step, in a few words, as it begins.
+    """
+
+    spec: Spec
+    inputs: Inputs
+    root: Path
+    cluster: Cluster
+    say: Callable[[str], None]
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of one task."""
+        return 1.0 if self.cluster.gpus and self.spec.resources.gpu != 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model that every trial starts from, and what the keys of its numbers hold of it."""
+
+    model: Path
+    identity: Mapping[str, object]
+
+
 def prepare(
     spec: Spec, inputs: Inputs, record: Record, cluster: Cluster, say: Callable[[str], None]
 ) -> Preparation:
@@ -104,120 +134,166 @@ def prepare(
 
     Args:
         spec: the resolved search.
-        inputs: what `look_up` found.
+        inputs: what `look_up` returned.
         record: its run folder, which gets the data report and the keys.
         cluster: where to compute.
-        say: is told each step as it begins, in a few words.
+        say: is called with each step, in a few words, as it begins.
 
     Raises:
-        UserError: the model, the data or the judge cannot be used, or they are others than those
-            that the run began with.
+        UserError: the model, the data or the judge cannot be used, or they are not those that the
+            run began with.
     """
-    prepared = record.folder.absolute().parent / layout.PREPARED
-    gpus = 1.0 if cluster.gpus and spec.resources.gpu != 0 else 0.0
-    base, d = inputs.base, spec.dataset
-    revisions = {"model": inputs.commit, "dataset": inputs.source["revision"]}
-    record.update(revisions={**revisions, "judge": inputs.judge_commit})
-
-    say("preparing the pairs")
-    max_length = spec.configuration({}).dpo.get("max_length", 1024)
-    data_inputs = {
-        "source": inputs.source,
-        "split": {"test": d.test_fraction, "validation": d.validation_pairs, "seed": d.seed},
-        "tokenizer": contents_of(base, TOKENIZER_FILES),
-        "template": checksum(OURS),
-        "max_length": max_length,
-    }
-    # The commit that the key was made from, not the branch: it may move in between.
+    root = record.folder.absolute().parent / layout.PREPARED
+    stage = Stage(spec, inputs, root, cluster, say)
     commit = inputs.source["revision"]
-
-    def build_data(out: Path) -> None:
-        def build(folder: Path) -> None:
-            from trainables.data.preferences import prepare_pairs
-            from trainables.data.sources import load_rows
-            from trainables.models import check_fits, load_model, load_tokenizer
-
-            remote = spec.trust_remote_code
-            model = load_model(base, trust_remote_code=remote)
-            tokenizer = load_tokenizer(base, trust_remote_code=remote)
-            check_fits(model, tokenizer, max_length, spec.model)
-            prepare_pairs(
-                load_rows(d.path, d.name, d.split, commit),
-                tokenizer,
-                max_length=max_length,
-                test_fraction=d.test_fraction,
-                validation_pairs=d.validation_pairs,
-                seed=d.seed,
-                out=folder,
-                source=inputs.source,
-            )
-
-        # On the driver's node, which has the user's files; it may be a head without CPUs to give.
-        build_on_worker(cluster, 0.0, build, out, cpus=0)
-
-    data = build_once(prepared, "data", data_inputs, build_data)
-    write_bytes(record.folder / layout.DATA_REPORT, (data / layout.DATA_REPORT).read_bytes())
-
-    model, sft = base, None
-    # `precision: auto` is another dtype on a GPU than on the CPU.
-    numbers = {"precision": spec.precision, "device": "gpu" if gpus else "cpu"}
-    identity: dict[str, Any] = {"model": contents_of(base, MODEL_FILES), **numbers}
-    if spec.sft is not None:
-        say("training the reference (SFT)")
-        sft_inputs = identity | {
-            "data": data.name,
-            "sft": spec.sft.model_dump(),
-            "seed": spec.search.seed,
-        }
-        sft = build_once(prepared, "sft", sft_inputs, _build_sft(spec, cluster, gpus, base, data))
-        model = sft / "model"
-        identity = {"model": sft.name, **numbers}
-
-    say("scoring the pairs under the reference")
-    reference = build_once(
-        prepared,
-        "reference",
-        identity | {"data": data.name, "lora": spec.lora is not None},
-        _build_logps(spec, cluster, gpus, model, data),
+    record.update(
+        revisions={"model": inputs.commit, "dataset": commit, "judge": inputs.judge_commit}
     )
-    say("sampling the reference's answers")
-    answer_inputs = identity | {
+    data = prepare_data(stage)
+    write_bytes(record.folder / layout.DATA_REPORT, (data / layout.DATA_REPORT).read_bytes())
+    sft = prepare_sft(stage, data) if spec.sft is not None else None
+    # `precision: auto` is another dtype on a GPU than on the CPU.
+    numbers = {"precision": spec.precision, "device": "gpu" if stage.gpus else "cpu"}
+    model = contents_of(inputs.base, MODEL_FILES) if sft is None else sft.name
+    reference = Reference(
+        inputs.base if sft is None else sft / "model", {"model": model, **numbers}
+    )
+    logps = prepare_logps(stage, data, reference)
+    answers = prepare_answers(stage, data, reference)
+    names = {
+        "data": data.name,
+        "sft": sft.name if sft else None,
+        "reference": logps.name,
+        "answers": answers.name,
+    }
+    if record.info.get("prepared") not in (None, names):
+        raise UserError(
+            f"the model, the data or the judge of run {record.folder.name} has changed since it "
+            "began, and what was prepared then is gone: put them back, or start a new run"
+        )
+    measures = reference_measures(read_lines(answers / "validation.jsonl"))
+    _warn_of_limits(spec, measures, say)
+    record.update(
+        reference={"validation": measures},
+        model={"path": spec.model, "revision": inputs.commit, "folder": str(reference.model)}
+        | _licence("model", spec.model, inputs.commit),
+        dataset=_licence("dataset", spec.dataset.path, commit),
+        prepared=names,
+    )
+    return _preparation(reference.model, data, logps, answers, inputs.judge_commit)
+
+
+def prepare_data(stage: Stage) -> Path:
+    """Return the folder of clean, split and tokenised pairs."""
+    stage.say("preparing the pairs")
+    d = stage.spec.dataset
+    key = {
+        "source": stage.inputs.source,
+        "split": {"test": d.test_fraction, "validation": d.validation_pairs, "seed": d.seed},
+        "tokenizer": contents_of(stage.inputs.base, TOKENIZER_FILES),
+        "template": checksum(OURS),
+        "max_length": max_length(stage.spec),
+    }
+
+    def build(out: Path) -> None:
+        # On the driver's node, which has the user's files; it may be a head without CPUs to give.
+        build_on_worker(stage.cluster, build_data, out, stage.spec, stage.inputs, cpus=0)
+
+    return build_once(stage.root, "data", key, build)
+
+
+def prepare_sft(stage: Stage, data: Path) -> Path:
+    """Return the folder of the supervised pass, whose model is the reference."""
+    spec, base = stage.spec, stage.inputs.base
+    assert spec.sft is not None
+    stage.say("training the reference (SFT)")
+    key = {
+        "model": contents_of(base, MODEL_FILES),
+        "precision": spec.precision,
+        "device": "gpu" if stage.gpus else "cpu",
+        "data": data.name,
+        "sft": spec.sft.model_dump(),
+        "seed": spec.search.seed,
+    }
+    # A CPU run takes the whole machine: nothing else runs before the reference exists.
+    cpus = 1 if stage.gpus else stage.cluster.most_cpus
+
+    def build(out: Path) -> None:
+        files = [*files_of(base), *files_of(data / "tokenizer")]
+        files += [data / "train.parquet", data / "validation.parquet"]
+        arguments = (spec, ship(stage.cluster, files), base, data)
+        build_on_worker(stage.cluster, build_sft, out, *arguments, gpus=stage.gpus, cpus=cpus)
+
+    return build_once(stage.root, "sft", key, build)
+
+
+def prepare_logps(stage: Stage, data: Path, reference: Reference) -> Path:
+    """Return the folder of the reference's log-probs of every pair."""
+    stage.say("scoring the pairs under the reference")
+    key = {**reference.identity, "data": data.name, "lora": stage.spec.lora is not None}
+
+    def build(out: Path) -> None:
+        from trainables.reference import save_logps
+
+        cluster, paths = stage.cluster, [data / f"{name}.parquet" for name in SPLITS]
+        files = [*files_of(reference.model), *files_of(data / "tokenizer"), *paths]
+        sent = ship(cluster, files)
+        shards = max(1, int(cluster.gpus if stage.gpus else cluster.cpus))
+        score = ray.remote(num_cpus=1, num_gpus=stage.gpus, max_retries=2)(score_pairs)
+        parts = ray.get(
+            [
+                score.remote(stage.spec, sent, reference.model, data, (shard, shards))
+                for shard in range(shards)
+            ]
+        )
+        for name in SPLITS:
+            both = np.empty((2, sum(part[name].shape[1] for part in parts)), np.float32)
+            for shard, part in enumerate(parts):
+                both[:, shard::shards] = part[name]
+            if not np.isfinite(both).all():
+                raise UserError(
+                    f"the reference {stage.spec.model!r} gives pairs of {name} a log-prob that is "
+                    "not a number: use an undamaged model, or set precision to fp32"
+                )
+            save_logps(out / f"{name}.npz", *both)
+
+    return build_once(stage.root, "reference", key, build)
+
+
+def prepare_answers(stage: Stage, data: Path, reference: Reference) -> Path:
+    """Return the folder of the reference's own answers, sampled and judged."""
+    spec, model = stage.spec, reference.model
+    stage.say("sampling the reference's answers")
+    key = {
+        **reference.identity,
         "format": ANSWERS,
         "data": data.name,
-        "judge": inputs.judge,
+        "judge": stage.inputs.judge,
         "evaluation": spec.evaluation.model_dump(),
         "verify_prompts": spec.verify.prompts,
         "seed": spec.search.seed,
     }
-    build_answers = _build_answers(spec, cluster, gpus, model, data, inputs.judge_commit)
-    answers = build_once(prepared, "answers", answer_inputs, build_answers)
-    measures = reference_measures(read_lines(answers / "validation.jsonl"))
+
+    def build(out: Path) -> None:
+        held_out = [data / "validation.parquet", data / "test.parquet"]
+        files = [*files_of(model), *files_of(data / "tokenizer"), *held_out, *judge_files(spec)]
+        arguments = (spec, ship(stage.cluster, files), model, data, stage.inputs.judge_commit)
+        build_on_worker(stage.cluster, build_answers, out, *arguments, gpus=stage.gpus)
+
+    return build_once(stage.root, "answers", key, build)
+
+
+def _warn_of_limits(
+    spec: Spec, measures: Mapping[str, float | None], say: Callable[[str], None]
+) -> None:
+    """Name each limit of the objective that the reference itself does not keep."""
     for name, value in measures.items():
         bound = spec.objective.constraints.get(name)
         if bound is not None and value is not None and not bound.holds(value):
             say(
                 f"the reference itself breaks the limit on {name} ({value:.3g}): most trials will "
-                f"be infeasible, unless sft, or another objective.constraints.{name}, mends it"
+                f"be infeasible, unless sft, or another objective.constraints.{name}, changes that"
             )
-    names = {
-        "data": data.name,
-        "sft": sft.name if sft else None,
-        "reference": reference.name,
-        "answers": answers.name,
-    }
-    if record.info.get("prepared") not in (None, names):
-        raise UserError(
-            f"model, data or judge of run {record.folder.name} have changed since it began, and "
-            "what was prepared then is gone: put them back, or start a new run"
-        )
-    record.update(
-        reference={"validation": measures},
-        model={"path": spec.model, "revision": inputs.commit, "folder": str(model)}
-        | _licence("model", spec.model, inputs.commit),
-        dataset=_licence("dataset", d.path, commit),
-        prepared=names,
-    )
-    return _preparation(model, data, reference, answers, inputs.judge_commit)
 
 
 def _licence(kind: Literal["model", "dataset"], path: str, commit: str | None) -> dict[str, str]:
@@ -226,10 +302,7 @@ def _licence(kind: Literal["model", "dataset"], path: str, commit: str | None) -
 
 
 def reference_measures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Return the reference's line of the leaderboard:
-
-    what its answers say, and what holds by definition.
-    """
+    """Return the reference's row of the leaderboard, from its answers and by definition."""
     lines = list(lines)
     scores = [line["score"] for line in lines if line["score"] is not None]
     return {
@@ -244,137 +317,3 @@ def reference_measures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | 
         "repetition": float(np.mean([line["repetition"] for line in lines])),
         "ended": float(np.mean([line["ended"] for line in lines])),
     }
-
-
-def _build_sft(
-    spec: Spec, cluster: Cluster, gpus: float, base: Path, data: Path
-) -> Callable[[Path], None]:
-    assert spec.sft is not None
-    sft = spec.sft
-
-    def build_all(out: Path) -> None:
-        files = [*files_of(base), *files_of(data / "tokenizer")]
-        files += [data / "train.parquet", data / "validation.parquet"]
-        sent = ship(cluster, files)
-
-        def build(folder: Path) -> None:
-            from trainables.sft import run_sft
-
-            run_sft(
-                sent.here(base),
-                None,
-                sent.here(data),
-                folder,
-                epochs=sft.epochs,
-                learning_rate=sft.learning_rate,
-                seed=spec.search.seed,
-                precision=spec.precision,
-                trust_remote_code=spec.trust_remote_code,
-            )
-
-        # A CPU run takes the whole machine: nothing else runs before the reference exists.
-        build_on_worker(cluster, gpus, build, out, cpus=1 if gpus else cluster.most_cpus)
-
-    return build_all
-
-
-def _build_logps(
-    spec: Spec, cluster: Cluster, gpus: float, model: Path, data: Path
-) -> Callable[[Path], None]:
-    """Score every pair, a shard for each device at once."""
-    shards = max(1, int(cluster.gpus if gpus else cluster.cpus))
-
-    def build_all(out: Path) -> None:
-        from trainables.reference import save_logps
-
-        pairs = [data / f"{name}.parquet" for name in SPLITS]
-        sent = ship(cluster, [*files_of(model), *files_of(data / "tokenizer"), *pairs])
-
-        @ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)
-        def score(shard: int) -> dict[str, np.ndarray]:
-            import torch
-
-            from trainables.devices import device_and_dtype, weights_dtype
-            from trainables.models import load_model, load_tokenizer
-            from trainables.reference import logps_of_pairs, read_pairs
-
-            device, autocast = device_and_dtype(spec.precision)
-            if device.type == "cpu":
-                torch.set_num_threads(1)
-            policy = load_model(
-                sent.here(model),
-                dtype=weights_dtype(spec.lora is not None, autocast),
-                trust_remote_code=spec.trust_remote_code,
-            )
-            tokenizer = load_tokenizer(
-                sent.here(data / "tokenizer"), trust_remote_code=spec.trust_remote_code
-            )
-            scored = {}
-            for path in pairs:
-                table = read_pairs(sent.here(path))
-                rows = np.arange(table.num_rows) % shards == shard
-                chosen, rejected = logps_of_pairs(
-                    policy.to(device),
-                    table.filter(rows),
-                    batch_size=64,
-                    pad_token_id=tokenizer.pad_token_id or 0,
-                    autocast=autocast,
-                )
-                scored[path.stem] = np.stack([chosen, rejected])
-            return scored
-
-        parts = ray.get([score.remote(shard) for shard in range(shards)])
-        for name in SPLITS:
-            both = np.empty((2, sum(part[name].shape[1] for part in parts)), np.float32)
-            for shard, part in enumerate(parts):
-                both[:, shard::shards] = part[name]
-            if not np.isfinite(both).all():
-                raise UserError(
-                    f"the reference {spec.model!r} gives pairs of {name} a log-prob that is not a "
-                    "number: the model is damaged, or precision: fp32 is called for"
-                )
-            save_logps(out / f"{name}.npz", *both)
-
-    return build_all
-
-
-def _build_answers(
-    spec: Spec,
-    cluster: Cluster,
-    gpus: float,
-    model: Path,
-    data: Path,
-    judge_revision: str | None,
-) -> Callable[[Path], None]:
-    def build_all(out: Path) -> None:
-        held_out = [data / "validation.parquet", data / "test.parquet"]
-        files = [*files_of(model), *files_of(data / "tokenizer"), *held_out, *judge_files(spec)]
-        sent = ship(cluster, files)
-
-        def build(folder: Path) -> None:
-            from trainables.devices import device_and_dtype
-            from trainables.evaluation.sampling import EVALUATION_BATCH
-            from trainables.judges.load import load_judge
-            from trainables.reference import reference_answers
-
-            device, _ = device_and_dtype(spec.precision)
-            judge = None
-            if spec.judge is not None:
-                judge = load_judge(sent.named(spec.judge), device, judge_revision)
-            reference_answers(
-                sent.here(model),
-                sent.here(data),
-                folder,
-                judge,
-                validation_prompts=spec.evaluation.prompts,
-                test_prompts=spec.verify.prompts,
-                max_new_tokens=spec.evaluation.max_new_tokens,
-                seed=spec.search.seed,
-                batch_size=EVALUATION_BATCH,
-                precision=spec.precision,
-                trust_remote_code=spec.trust_remote_code,
-            )
-
-        build_on_worker(cluster, gpus, build, out)
-
-    return build_all

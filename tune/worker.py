@@ -1,13 +1,17 @@
-"""What a Ray worker sets up before it trains: threads, the share of a device, the judge."""
+"""Every function that runs on a Ray worker; all take plain arguments."""
 
 import gc
 from functools import cache
+from pathlib import Path
+
+import numpy as np
 
 from search_spaces.spec import Spec
 from trainables.judges import Judge
 from trainables.judges.load import load_judge
 from tune.cluster.share import Share, allocatable
 from tune.cluster.shipping import Shipment
+from tune.inputs import Inputs
 
 
 def ready(
@@ -45,3 +49,117 @@ def _freeze_imports() -> None:
     """
     gc.collect()  # a worker that has prepared something may hold its model still
     gc.freeze()
+
+
+def max_length(spec: Spec) -> int:
+    """Return how many tokens prompt and answer may have together; TRL's default is 1024."""
+    return int(spec.configuration({}).dpo.get("max_length", 1024))
+
+
+def build_data(folder: Path, spec: Spec, inputs: Inputs) -> None:
+    """Fill a `data` folder: the pairs, clean, split and tokenised, and the report of them."""
+    from trainables.data.preferences import prepare_pairs
+    from trainables.data.sources import load_rows
+    from trainables.models import check_fits, load_model, load_tokenizer
+
+    d, remote = spec.dataset, spec.trust_remote_code
+    model = load_model(inputs.base, trust_remote_code=remote)
+    tokenizer = load_tokenizer(inputs.base, trust_remote_code=remote)
+    check_fits(model, tokenizer, max_length(spec), spec.model)
+    prepare_pairs(
+        # The commit that the key was made from, not the branch: it may move in between.
+        load_rows(d.path, d.name, d.split, inputs.source["revision"]),
+        tokenizer,
+        max_length=max_length(spec),
+        test_fraction=d.test_fraction,
+        validation_pairs=d.validation_pairs,
+        seed=d.seed,
+        out=folder,
+        source=inputs.source,
+    )
+
+
+def build_sft(folder: Path, spec: Spec, sent: Shipment, base: Path, data: Path) -> None:
+    """Fill an `sft` folder: the model of the supervised pass, and its log."""
+    from trainables.sft import run_sft
+
+    assert spec.sft is not None
+    run_sft(
+        sent.here(base),
+        None,
+        sent.here(data),
+        folder,
+        epochs=spec.sft.epochs,
+        learning_rate=spec.sft.learning_rate,
+        seed=spec.search.seed,
+        precision=spec.precision,
+        trust_remote_code=spec.trust_remote_code,
+    )
+
+
+def score_pairs(
+    spec: Spec, sent: Shipment, model: Path, data: Path, shard: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """Return the reference's log-probs of one shard of each split.
+
+    Args:
+        shard: its number and how many there are: of 3 shards, number 1 has rows 1, 4, 7, ...
+
+    Returns:
+        For each split log-probs of the chosen and the rejected answers, nats, `(2, rows)`.
+    """
+    import torch
+
+    from trainables.data.preferences import SPLITS
+    from trainables.devices import device_and_dtype, weights_dtype
+    from trainables.models import load_model, load_tokenizer
+    from trainables.reference import logps_of_pairs, read_pairs
+
+    device, autocast = device_and_dtype(spec.precision)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    remote = spec.trust_remote_code
+    dtype = weights_dtype(spec.lora is not None, autocast)
+    policy = load_model(sent.here(model), dtype=dtype, trust_remote_code=remote).to(device)
+    tokenizer = load_tokenizer(sent.here(data / "tokenizer"), trust_remote_code=remote)
+    number, shards = shard
+    scored = {}
+    for split in SPLITS:
+        pairs = read_pairs(sent.here(data / f"{split}.parquet"))
+        rows = np.arange(number, pairs.num_rows, shards)
+        chosen, rejected = logps_of_pairs(
+            policy,
+            pairs.take(rows),
+            batch_size=64,
+            pad_token_id=tokenizer.pad_token_id or 0,
+            autocast=autocast,
+        )
+        scored[split] = np.stack([chosen, rejected])
+    return scored
+
+
+def build_answers(
+    folder: Path, spec: Spec, sent: Shipment, model: Path, data: Path, judge_revision: str | None
+) -> None:
+    """Fill an `answers` folder: the reference's answers to both held-out splits, judged."""
+    from trainables.devices import device_and_dtype
+    from trainables.evaluation.sampling import EVALUATION_BATCH
+    from trainables.reference import reference_answers
+
+    device, _ = device_and_dtype(spec.precision)
+    judge = None
+    if spec.judge is not None:
+        judge = load_judge(sent.named(spec.judge), device, judge_revision)
+    reference_answers(
+        sent.here(model),
+        sent.here(data),
+        folder,
+        judge,
+        validation_prompts=spec.evaluation.prompts,
+        test_prompts=spec.verify.prompts,
+        max_new_tokens=spec.evaluation.max_new_tokens,
+        seed=spec.search.seed,
+        batch_size=EVALUATION_BATCH,
+        precision=spec.precision,
+        trust_remote_code=spec.trust_remote_code,
+    )

@@ -302,7 +302,7 @@ with connected(None, cpus=1) as cluster:
             file.write("x")
         os._exit(1)
     try:
-        build_on_worker(cluster, 0.0, build, Path("out"))
+        build_on_worker(cluster, build, Path("out"))
     except Exception as error:
         print(_sentence(error, Path("runs/mine")))
 """

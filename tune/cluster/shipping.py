@@ -67,38 +67,44 @@ def ship(cluster: Cluster, files: Sequence[Path]) -> Shipment:
 
 
 def build_on_worker(
-    cluster: Cluster, gpus: float, build: Callable[[Path], None], out: Path, cpus: float = 1
+    cluster: Cluster,
+    build: Callable[..., None],
+    out: Path,
+    *arguments: Any,
+    gpus: float = 0.0,
+    cpus: float = 1.0,
 ) -> None:
-    """Fill the folder `out` by running `build(folder)` as a Ray task.
+    """Fill the folder `out` by running `build(folder, *arguments)` as a Ray task.
 
-    On the driver's node, which has the user's own files, if it has what the task asks for at all;
-    else wherever there is room.
+    The task runs on the driver's node, which has the user's own files, if that node has what the
+    task asks for at all; else wherever there is room.
 
     Raises:
         UserError: as `build` raised it.
     """
-
-    def task() -> dict[str, np.ndarray] | UserError:
-        here = ray.get_runtime_context().get_node_id() == cluster.node
-        try:
-            if here:
-                build(out)
-                return {}
-            with tempfile.TemporaryDirectory(prefix="preftune-build-") as folder:
-                build(Path(folder))
-                found = [path for path in Path(folder).rglob("*") if path.is_file()]
-                return {
-                    str(path.relative_to(folder)): np.fromfile(path, dtype=np.uint8)
-                    for path in found
-                }
-        except UserError as error:
-            return error  # as a value: Ray would wrap a raised one in its own traceback
-
     near = NodeAffinitySchedulingStrategy(cluster.node, soft=True)
-    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2, scheduling_strategy=near)
-    built = ray.get(remote(task).remote())
+    options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 2, "scheduling_strategy": near}
+    task = ray.remote(**options)(_fill)
+    built = ray.get(task.remote(cluster.node, build, out, arguments))
     if isinstance(built, UserError):
         raise built
     for name, content in built.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         content.tofile(out / name)
+
+
+def _fill(
+    node: str, build: Callable[..., None], out: Path, arguments: Sequence[Any]
+) -> dict[str, np.ndarray] | UserError:
+    """Build on this worker; return the files if it is not on `node`, which has the folder `out`."""
+    try:
+        if ray.get_runtime_context().get_node_id() == node:
+            build(out, *arguments)
+            return {}
+        with tempfile.TemporaryDirectory(prefix="preftune-build-") as name:
+            folder = Path(name)
+            build(folder, *arguments)
+            paths = [path for path in folder.rglob("*") if path.is_file()]
+            return {str(p.relative_to(folder)): np.fromfile(p, dtype=np.uint8) for p in paths}
+    except UserError as error:
+        return error  # as a value: Ray would wrap a raised one in its own traceback
