@@ -23,11 +23,9 @@ from bench.curves import CURVES
 from search_spaces.optuna_space import distributions
 from search_spaces.spec import Spec, load
 from trainables.trial_report import Report
-from tune.asha import goes_on
-from tune.cluster.checkpoint_storage import Checkpoints
-from tune.cluster.preemption import Notice
-from tune.ray_scheduler import RungScheduler
+from tune.asha import promoted
 from tune.record import Record, read_lines
+from tune.rungs import Rungs
 from tune.study import Study
 
 CLOSE = 0.02  # of the best one's judged score: what counts as having reached it
@@ -95,15 +93,7 @@ def our_search(curves: Curves, seed: int, sampler: str, scheduler: str) -> Itera
     spec = load("quickstart", [*SPACE, f"search.seed={seed}", *overrides])
     with tempfile.TemporaryDirectory() as folder:
         study, record = Study(spec, Path(folder)), Record(Path(folder))
-        rungs = RungScheduler(
-            spec,
-            study,
-            record,
-            Checkpoints(record),
-            lambda: None,
-            lambda decision: None,
-            Notice(lambda text: None),
-        )
+        rungs = Rungs(spec.objective, spec.rungs_pairs, scheduler == "asha", study, record)
         lines, pairs = [], 0
         for _ in range(MOST):
             number, params = study.ask()
@@ -168,7 +158,7 @@ def ray_search(curves: Curves, seed: int) -> Iterator[Found]:
             )
             if not last["within"]:
                 return False
-            kept = goes_on(win_rate, values[report.pairs], "maximize")
+            kept = promoted(win_rate, values[report.pairs], "maximize")
             values[report.pairs].append(win_rate)
             return kept
 

@@ -22,7 +22,7 @@ import ray.tune
 from rich.console import Console
 
 import tune.search
-from search_spaces.spec import validate
+from search_spaces.spec import Spec, validate
 from trainables.artifacts import seal
 from trainables.prepared import Prepared, Split
 from trainables.trial_report import Report
@@ -37,10 +37,10 @@ from tune.study import Study
 EVERY = 50
 
 
-def fake_trial(config: dict[str, Any], shared: tune.search.Shared) -> None:
+def fake_trial(config: dict[str, Any], spec: Spec, **others: Any) -> None:
     """Report a parabola over the logarithm of the learning rate, higher at every rung."""
     distance = math.log10(config["params"]["learning_rate"]) + 4
-    for rung, pairs in enumerate(shared.spec.rungs_pairs):
+    for rung, pairs in enumerate(spec.rungs_pairs):
         win_rate = 0.5 + 0.1 * (rung + 1) - 0.1 * distance**2
         measures: dict[str, float | None] = {"win_rate": win_rate, "kl": 1.0 + distance**2}
         report = Report(

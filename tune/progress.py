@@ -15,7 +15,8 @@ from rich.text import Text
 
 from results.formatting import compact, measure
 from search_spaces.spec import Spec
-from tune.record import Decision, Record
+from tune.asha import Decision
+from tune.record import Record
 from tune.study import TAKEN_FROM, Study
 
 REFRESH_SECONDS = 0.5  # reading the journal more often would cost the driver more than it shows

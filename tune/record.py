@@ -12,12 +12,12 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -27,33 +27,16 @@ from search_spaces.errors import UserError
 from search_spaces.spec import Spec
 from trainables.artifacts import json_text, write_bytes, write_json, write_text
 from trainables.trial_report import Report
+from tune.asha import Decision
 
 NAME = re.compile(r"[^\W_][\w.-]{0,99}")  # of a run: a word to type, wherever commands name it
 TAKEN_NAMES = (
     layout.PREPARED,
     "latest",
 )  # a folder beside the runs; the newest run
-Verdict = Literal["continue", "stop", "complete", "infeasible"]
 REPORTED_VERSIONS = (
     "preftune torch transformers trl peft accelerate datasets ray optuna huggingface_hub numpy"
 ).split()
-
-
-@dataclass(frozen=True)
-class Decision:
-    """One rung decision with the values it was made from, so that anybody can make it again."""
-
-    time: str
-    trial: int
-    rung: int
-    pairs: int
-    value: float | None
-    others: list[float]
-    reduction_factor: int
-    direction: str
-    decision: Verdict
-    ended_by: str | None
-    reason: str
 
 
 def now() -> str:
@@ -186,6 +169,11 @@ def create(spec: Spec, label: str, exact: bool, command: str) -> "Record":
             "folder you own, with room in it"
         ) from error
     return record
+
+
+def place_of(folder: Path, name: str) -> str:
+    """Return the absolute path or the URI of a checkpoint that a run's journal names."""
+    return name if "://" in name else str(folder.absolute() / name)
 
 
 def storage_option(folder: Path) -> str:

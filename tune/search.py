@@ -1,10 +1,9 @@
-"""Stage 2: searcher, scheduler and resources make a Ray Tune run."""
+"""Stage 2 runs the trials: searcher, scheduler and share of the devices make a Ray Tune run."""
 
 import logging
 import time
 import warnings
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
 from typing import Any
 
 import ray.tune
@@ -14,86 +13,19 @@ from ray.tune.logger import TBXLoggerCallback
 
 from results.run import layout
 from search_spaces.spec import Spec
-from trainables.artifacts import storage_fault
 from trainables.prepared import Prepared
-from trainables.trial_report import Report
-from tune.cluster.checkpoint_storage import TRIAL, Checkpoints, NotReached, opened, said
-from tune.cluster.connection import host
-from tune.cluster.preemption import Notice, asked
+from tune.cluster.checkpoint_storage import TRIAL, Checkpoints, NotReached
+from tune.cluster.preemption import Notice
 from tune.cluster.share import Share
 from tune.cluster.shipping import Shipment
 from tune.progress import Progress
-from tune.ray_internals import DriverOnly
+from tune.ray_internals import DriverOnly, forget_averages, forget_report
 from tune.ray_scheduler import RungScheduler
 from tune.ray_searcher import RESTARTS, StudySearcher
 from tune.record import Record
+from tune.rungs import Rungs
 from tune.study import Study
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What every trial of a search has in common; travels to each worker once."""
-
-    spec: Spec
-    prepared: Prepared
-    sent: Shipment
-    share: Share
-
-
-def run_trial(config: dict[str, Any], shared: Shared) -> None:
-    """Run one trial on a Ray worker: `trainables.dpo.train`, its reports handed to Ray Tune.
-
-    An error of the trial's own is a report, not an exception: Ray would start it again, and only a
-    process that died deserves that.
-    """
-    from trainables.dpo import failure, train
-    from tune.worker import ready
-
-    spec, number = shared.spec, config["number"]
-    device = "unknown"
-
-    def report(report: Report) -> None:
-        numbers = {k: v for k, v in report.measures.items() if v is not None}
-        folder = report.checkpoint
-        checkpoint = folder and ray.tune.Checkpoint.from_directory(str(folder))
-        told = {
-            **numbers,
-            "pairs": report.pairs,
-            "trial": number,
-            "device": device,
-            "node": host(),
-            "report": replace(report, checkpoint=None),
-        }
-        try:
-            ray.tune.report(told, checkpoint=checkpoint)
-        except Exception as error:
-            place = spec.checkpoints or f"the storage {spec.storage!r}"
-            raise NotReached(
-                f"a checkpoint cannot be kept in {place} from node {host()} ({said(error)})"
-            ) from error
-
-    start = ray.tune.get_checkpoint() or config["resume_from"]
-    try:
-        judge, device = ready(spec, shared.share, shared.sent, shared.prepared.judge_revision)
-        with opened(start) if start else nullcontext() as resume_from:
-            train(
-                spec,
-                config["params"],
-                shared.prepared.at(shared.sent.here),
-                report,
-                seed=spec.search.seed,
-                judge=judge,
-                resume_from=resume_from,
-                save_now=asked(),
-            )
-    except Exception as error:
-        # What every other trial would meet too is no failure of this one: it ends the search.
-        if isinstance(error, NotReached):
-            ray.tune.report({"storage": str(error)})
-        elif fault := storage_fault(error):
-            ray.tune.report({"storage": f"node {host()} has no room to work in ({fault})"})
-        else:
-            report(failure(error))
+from tune.worker import run_trial
 
 
 class _Observer(DriverOnly, Callback):
@@ -110,15 +42,10 @@ class _Observer(DriverOnly, Callback):
         result.pop("report", None)
 
     def on_trial_save(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # Ray keeps what was reported with a checkpoint for as long as the search lasts.
-        kept = trial.latest_checkpoint_result
-        if kept is not None:
-            kept.metrics.pop("report", None)
+        forget_report(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # Moving averages of each metric, 50 KB a trial, that nobody reads.
-        trial.metric_n_steps.clear()
-        trial.metric_analysis.clear()
+        forget_averages(trial)
 
     on_trial_error = on_trial_complete
 
@@ -157,15 +84,21 @@ def search(
     for name in ("ray.tune", "ray.train", "ray"):
         # Tracebacks of trials whose process died; the journal has the cause in a sentence.
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    shared = Shared(spec, prepared, sent, share)
+    plain = {"spec": spec, "prepared": prepared, "sent": sent, "share": share}
+    trainable = ray.tune.with_resources(
+        ray.tune.with_parameters(run_trial, **plain), {"cpu": share.cpu, "gpu": share.gpu}
+    )
     checkpoints = Checkpoints(record)
+    early_stopping = spec.search.scheduler == "asha"
+    pairs = spec.rungs_pairs if spec.budget.steps is None else [spec.budget.steps]
+    rungs = Rungs(spec.objective, pairs, early_stopping, study, record, over, progress.decided)
 
     def keep(*, running: bool) -> None:
         keep_weights(spec, study, checkpoints, running=running)
 
     for _ in range(1 + RESTARTS):
         keep(running=False)
-        scheduler = RungScheduler(spec, study, record, checkpoints, over, progress.decided, notice)
+        scheduler = RungScheduler(rungs, checkpoints, notice, spec.search.stuck_minutes)
         searcher = StudySearcher(
             study,
             spec.trials,
@@ -175,7 +108,12 @@ def search(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's, about itself; ours are in the log
             try:
-                _tuner(shared, checkpoints, searcher, scheduler, progress).fit()
+                settings = _tune_config(searcher, scheduler, share.concurrent)
+                Tuner(
+                    trainable,
+                    tune_config=settings,
+                    run_config=_run_config(checkpoints, _Observer(progress)),
+                ).fit()
             except Exception:
                 with suppress(NotReached):  # half a checkpoint may be what fills the disk
                     keep(running=False)
@@ -188,37 +126,27 @@ def search(
         study.tell(number, "error", "Ray found no worker that would take the trial over")
 
 
-def _tuner(
-    shared: Shared,
-    checkpoints: Checkpoints,
-    searcher: StudySearcher,
-    scheduler: RungScheduler,
-    progress: Progress,
-) -> Tuner:
-    share = shared.share
-    trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(run_trial, shared=shared), {"cpu": share.cpu, "gpu": share.gpu}
+def _tune_config(searcher: StudySearcher, scheduler: RungScheduler, concurrent: int) -> TuneConfig:
+    return TuneConfig(
+        search_alg=searcher,
+        scheduler=scheduler,
+        num_samples=-1,  # the searcher says when there are no more
+        max_concurrent_trials=concurrent,
+        reuse_actors=True,
+        trial_dirname_creator=lambda trial: f"{TRIAL}{trial.config['number']:04d}",
+        trial_name_creator=lambda trial: f"{TRIAL}{trial.config['number']:04d}",
     )
-    return Tuner(
-        trainable,
-        tune_config=TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=-1,  # the searcher says when there are no more
-            max_concurrent_trials=share.concurrent,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: f"{TRIAL}{trial.config['number']:04d}",
-            trial_name_creator=lambda trial: f"{TRIAL}{trial.config['number']:04d}",
-        ),
-        run_config=RunConfig(
-            name=f"{checkpoints.attempts() + 1:02d}",
-            storage_path=checkpoints.root,
-            storage_filesystem=checkpoints.file_system,
-            failure_config=FailureConfig(max_failures=RESTARTS),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=[_Observer(progress), TBXLoggerCallback()],
-            verbose=0,
-        ),
+
+
+def _run_config(checkpoints: Checkpoints, observer: Callback) -> RunConfig:
+    return RunConfig(
+        name=f"{checkpoints.attempts() + 1:02d}",
+        storage_path=checkpoints.root,
+        storage_filesystem=checkpoints.file_system,
+        failure_config=FailureConfig(max_failures=RESTARTS),
+        checkpoint_config=CheckpointConfig(num_to_keep=1),
+        callbacks=[observer, TBXLoggerCallback()],
+        verbose=0,
     )
 
 

@@ -20,8 +20,7 @@ from search_spaces.errors import UserError
 from search_spaces.objective import Bound
 from search_spaces.optuna_space import distributions, grid
 from search_spaces.spec import Spec
-from tune.cluster.checkpoint_storage import place_of
-from tune.record import drop_partial_line
+from tune.record import drop_partial_line, place_of
 
 STUDY = "search"
 TAKEN_FROM = "taken_from"  # marks a trial of an earlier run: `search.warm_start`

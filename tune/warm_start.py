@@ -18,8 +18,8 @@ from search_spaces.errors import UserError
 from search_spaces.optuna_space import distributions
 from search_spaces.spec import Spec, load
 from trainables.artifacts import META, damage
-from tune.cluster.checkpoint_storage import TRIAL, Checkpoints, opened, place_of
-from tune.record import Record, read_decisions
+from tune.cluster.checkpoint_storage import TRIAL, Checkpoints, opened
+from tune.record import Record, place_of, read_decisions
 from tune.study import TAKEN_FROM, Study
 
 # What has to be equal for two trials to be measured by the same yardstick.

@@ -1,17 +1,89 @@
 """Every function that runs on a Ray worker; all take plain arguments."""
 
 import gc
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import ray.tune
 
 from search_spaces.spec import Spec
+from trainables.artifacts import storage_fault
 from trainables.judges import Judge
 from trainables.judges.load import load_judge
+from trainables.prepared import Prepared
+from trainables.trial_report import Report
+from tune.cluster.checkpoint_storage import NotReached, opened, said
+from tune.cluster.connection import host
+from tune.cluster.preemption import asked
 from tune.cluster.share import Share, allocatable
 from tune.cluster.shipping import Shipment
 from tune.inputs import Inputs
+
+
+def run_trial(
+    config: dict[str, Any], spec: Spec, prepared: Prepared, sent: Shipment, share: Share
+) -> None:
+    """Run one trial: `trainables.dpo.train`, its reports handed to Ray Tune.
+
+    An error of the trial's own is a report, not an exception: Ray would start it again, and only a
+    process that died deserves that.
+
+    Args:
+        config: the trial's `number`, its `params`, and the checkpoint to `resume_from`.
+        spec: the resolved search.
+        prepared: what stage 1 made, by its paths on the driver's node.
+        sent: the files that travelled to other nodes.
+        share: of a node, for one trial.
+    """
+    from trainables.dpo import failure, train
+
+    device = "unknown"
+
+    def report(report: Report) -> None:
+        result = {
+            **{name: value for name, value in report.measures.items() if value is not None},
+            "pairs": report.pairs,
+            "trial": config["number"],
+            "device": device,
+            "node": host(),
+            "report": replace(report, checkpoint=None),
+        }
+        folder = report.checkpoint
+        checkpoint = folder and ray.tune.Checkpoint.from_directory(str(folder))
+        try:
+            ray.tune.report(result, checkpoint=checkpoint)
+        except Exception as error:
+            place = spec.checkpoints or f"the storage {spec.storage!r}"
+            raise NotReached(
+                f"a checkpoint cannot be kept in {place} from node {host()} ({said(error)})"
+            ) from error
+
+    start = ray.tune.get_checkpoint() or config["resume_from"]
+    try:
+        judge, device = ready(spec, share, sent, prepared.judge_revision)
+        with opened(start) if start else nullcontext() as resume_from:
+            train(
+                spec,
+                config["params"],
+                prepared.at(sent.here),
+                report,
+                seed=spec.search.seed,
+                judge=judge,
+                resume_from=resume_from,
+                save_now=asked(),
+            )
+    except Exception as error:
+        # What every other trial would meet too is not a failure of this one: it ends the search.
+        if isinstance(error, NotReached):
+            ray.tune.report({"storage": str(error)})
+        elif fault := storage_fault(error):
+            ray.tune.report({"storage": f"node {host()} has no room to work in ({fault})"})
+        else:
+            report(failure(error))
 
 
 def ready(

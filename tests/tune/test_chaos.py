@@ -17,7 +17,7 @@ from searching import drives, end_with_family, preftune, start, story, wait_for
 
 from results.run.listing import open_run
 from results.run.run import Run
-from tune.asha import goes_on
+from tune.asha import promoted
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
@@ -207,7 +207,7 @@ def test_two_workers_and_dead_drivers(
         if decision["decision"] == "infeasible":
             continue
         if decision["decision"] in ("continue", "stop"):
-            on = goes_on(decision["value"], decision["others"], decision["direction"])
+            on = promoted(decision["value"], decision["others"], decision["direction"])
             assert decision["decision"] == ("continue" if on else "stop")
         earlier.append(decision["value"])
     best, before = run.verdict() or {}, calm.verdict() or {}

@@ -73,11 +73,6 @@ def below(place: str, path: str) -> str:
     return f"{start.rstrip('/')}/{path}{mark}{query}"
 
 
-def place_of(folder: Path, name: str) -> str:
-    """Return the absolute path or the URI of a checkpoint that a run's journal names."""
-    return name if "://" in name else str(folder.absolute() / name)
-
-
 def settle(spec: Spec, record: Record) -> None:
     """Find out whether `checkpoints` can be used, before anything is computed; note the place.
 

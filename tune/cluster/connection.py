@@ -16,6 +16,7 @@ import ray
 
 from search_spaces.errors import UserError
 from tune.cluster.signals import NOTICES, handled
+from tune.ray_internals import own_sigterm_handler, silence_dead_workers
 
 ROOT = Path(__file__).parent.parent.parent
 # What workers import: these folders alone travel to the nodes of a cluster, whatever else stands
@@ -87,8 +88,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
     before = psutil.Process().children(recursive=True)
     try:
         context = _init(address, options)
-        # Ray prints a paragraph for each worker that dies, and has no option against it.
-        ray._private.worker._worker_logs_enabled = False
+        silence_dead_workers()
         alive = [node for node in ray.nodes() if node["Alive"]]
         have = ray.cluster_resources()
         url = context.dashboard_url
@@ -161,10 +161,8 @@ def _undisturbed() -> Iterator[None]:
             raise KeyboardInterrupt
         held = True
 
-    theirs = ray._private.utils.set_sigterm_handler
-    ray._private.utils.set_sigterm_handler = lambda handler: None
     try:
-        with handled(hold, signal.SIGINT, *NOTICES):
+        with own_sigterm_handler(), handled(hold, signal.SIGINT, *NOTICES):
             # What Ray starts inherits it: a terminal that closes tells all its processes, and
             # these are needed until trials have saved.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
@@ -173,7 +171,6 @@ def _undisturbed() -> Iterator[None]:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     finally:
-        ray._private.utils.set_sigterm_handler = theirs
         if held:
             signal.alarm(0)  # the three seconds
     if held:

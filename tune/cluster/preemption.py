@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 
 from tune.cluster.signals import NOTICES, handled
+from tune.ray_internals import flag_is_raised, raise_flag
 
 ASKED = "preftune-save-now"  # and the id of the job: later drivers on the same cluster have others
 PATIENCE = 20  # seconds for all of them: Slurm and Kubernetes kill thirty after their notice
@@ -47,7 +47,7 @@ class Notice:
         if self.owing is None:
             self.owing = set(running)
             if running:
-                _internal_kv_put(_key(), b"")
+                raise_flag(_key())
                 self.say(
                     f"told to end: running trials ({len(running)}) save a checkpoint first, in "
                     f"{PATIENCE} seconds at most; told again, it ends at once"
@@ -106,7 +106,7 @@ def asked() -> Callable[[], bool]:
         nonlocal looked, told
         if told or time.monotonic() - looked < EVERY:
             return False
-        told = bool(_internal_kv_exists(key))
+        told = flag_is_raised(key)
         looked = time.monotonic()
         return told
 
