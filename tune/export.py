@@ -8,6 +8,7 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from results.publish.adapter import merge
 from results.publish.card import published_texts
 from results.run import layout
 from results.run.listing import open_run
@@ -47,8 +48,8 @@ def model_folder(
 
     Args:
         out: the folder, which replaces one of that name.
-        checkpoint: an undamaged one: a whole model, or a LoRA adapter, which is merged into its
-            base.
+        checkpoint: an undamaged one: a whole model, whose weights are copied as they were measured,
+            in float32; or a LoRA adapter, which is merged into its base.
         texts: files to write beside the model, by name.
     """
     work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -60,8 +61,13 @@ def model_folder(
         else:
             # On the driver's node: the files are there.
             node = ray.get_runtime_context().get_node_id()
-            here = _merge.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, False))
-            ray.get(here.remote(prepared.model, checkpoint, work, spec.trust_remote_code))
+            here = NodeAffinitySchedulingStrategy(node, False)
+            remote = ray.remote(num_cpus=0, scheduling_strategy=here)(merge)
+            remote_code = spec.trust_remote_code
+            task = remote.remote(
+                prepared.model, checkpoint, prepared.tokenizer, work, trust_remote_code=remote_code
+            )
+            ray.get(task)
         if spec.trust_remote_code:
             for path in prepared.model.glob("*.py"):
                 shutil.copy2(path, work / path.name)
@@ -77,14 +83,3 @@ def model_folder(
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-
-
-@ray.remote(num_cpus=0)
-def _merge(model: Path, adapter: Path, out: Path, trust_remote_code: bool) -> None:
-    from peft import PeftModel
-
-    from trainables.models import load_model
-
-    base = load_model(model, trust_remote_code=trust_remote_code)
-    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-    merged.save_pretrained(out)

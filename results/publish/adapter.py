@@ -12,43 +12,81 @@ from search_spaces.locations import is_hub_id
 ADAPTER = frozenset({"adapter_config.json", "adapter_model.safetensors"})
 
 
-def merged(run: Run, adapter: Path, out: Path, what: str) -> None:
-    """Write the whole model of an adapter: its base with the adapter's matrices added in.
-
-    In float32 on the CPU, as the winner's is made.
+def merged(run: Run, adapter: Path, out: Path) -> None:
+    """Write the whole model of a run's adapter, as `best/` has the winner's.
 
     Args:
         run: whose reference the adapter was trained on.
         adapter: its folder.
-        out: gets `config.json` and the weights.
-        what: the trial in words.
+        out: gets `config.json`, `generation_config.json` and the weights.
 
     Raises:
         UserError: base or adapter cannot be loaded.
     """
-    import torch
+    base = run.reference_model()
+    merge(
+        base,
+        adapter,
+        run.reference_tokenizer() or adapter,
+        out,
+        revision=(run.info.get("model") or {}).get("revision") if is_hub_id(base) else None,
+        trust_remote_code=bool(run.spec.get("trust_remote_code")),
+    )
+
+
+def merge(
+    base: str | Path,
+    adapter: Path,
+    tokenizer: Path,
+    out: Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Add an adapter's matrices to its base, and write the whole model.
+
+    The sum is made in float32 and rounded once, to the dtype that each weight of the base has.
+    Special tokens are those of the tokenizer, as the Trainer sets them before it trains: where the
+    chat template ends a turn with a token of its own, generation has to stop there.
+
+    Args:
+        base: folder or Hub id of the model that the adapter was trained on.
+        adapter: its folder.
+        tokenizer: folder of the tokenizer that it was trained with.
+        out: gets `config.json`, `generation_config.json` and the weights.
+        revision: of a Hub id.
+
+    Raises:
+        UserError: base, adapter or tokenizer cannot be loaded.
+    """
     from peft import PeftModel
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.trainer_utils import align_special_tokens
     from transformers.utils.logging import disable_progress_bar
 
-    base = run.reference_model()
-    revision = (run.info.get("model") or {}).get("revision") if is_hub_id(str(base)) else None
     disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base,
             revision=revision or "main",
-            dtype=torch.float32,
+            dtype="auto",
             use_safetensors=True,
-            trust_remote_code=bool(run.spec.get("trust_remote_code")),
+            trust_remote_code=trust_remote_code,
         )
-        PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(out)
+        dtypes = {name: weight.dtype for name, weight in model.state_dict().items()}
+        whole = PeftModel.from_pretrained(model.float(), str(adapter)).merge_and_unload()
+        for name, weight in [*whole.named_parameters(), *whole.named_buffers()]:
+            weight.data = weight.data.to(dtypes.get(name, weight.dtype))
+        align_special_tokens(
+            whole, AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
+        )
+        whole.save_pretrained(out)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise UserError(
-            f"{what} is a LoRA adapter and cannot be merged into its base model {base} ({reason}); "
-            "put the base back, or connect to the Hub that has it."
+            f"The LoRA adapter {adapter} cannot be merged into its base model {base} ({reason}). "
+            "Restore the base, or connect to the Hub that has it."
         ) from error
 
 

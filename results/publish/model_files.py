@@ -72,7 +72,7 @@ def model_files(run: Run, trial: int, *, adapter: bool) -> Iterator[dict[str, Pa
         if adapter:
             yield files | portable(run, files, Path(scratch))
             return
-        merged(run, kept, Path(scratch), what)
+        merged(run, kept, Path(scratch))
         yield _found(run, Path(scratch), what, MODEL)
 
 
