@@ -77,31 +77,25 @@ def truth_prompts() -> list[str]:
 def truth(checkpoint: Path, tokenizer_folder: Path) -> float:
     """Return the exact judge's mean score of a model's answers to `truth_prompts`."""
     from trainables.data.chat_template import render
-    from trainables.evaluation.sampling import EVALUATION_BATCH, DivergedError, sample_answers
+    from trainables.evaluation.sampling import DivergedError, Prompt, Sampling, sample_answers
     from trainables.models import load_model, load_tokenizer
     from trainables.quickstart.judge import judge
 
     tokenizer = load_tokenizer(tokenizer_folder)
-    prompts = truth_prompts()
-    asked = [
-        tokenizer(
-            render(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True),
-            add_special_tokens=False,
-        )["input_ids"]
-        for prompt in prompts
-    ]
-    try:
-        answers = sample_answers(
-            load_model(checkpoint),
-            tokenizer,
-            asked,
-            max_new_tokens=40,
-            seed=TRUTH_SEED,
-            batch_size=EVALUATION_BATCH,
+    questions = truth_prompts()
+    asked = []
+    for row, question in enumerate(questions):
+        text = render(
+            tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True
         )
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        asked.append(Prompt(row, ids, question))
+    sampling = Sampling(max_new_tokens=40, seed=TRUTH_SEED)
+    try:
+        answers = sample_answers(load_model(checkpoint), tokenizer, asked, sampling)
     except DivergedError:
         return 0.0  # it writes nothing
-    return float(np.mean(judge(prompts, [answer.text for answer in answers])))
+    return float(np.mean(judge(questions, [answer.text for answer in answers])))
 
 
 def trl_measures(

@@ -107,6 +107,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small_spec: Spec) -> Prep
     """The quickstart's pairs with the reference's log-probs and answers, made without Ray."""
     from trainables.data.preferences import prepare_pairs
     from trainables.data.sources import load_rows
+    from trainables.evaluation.sampling import Sampling
     from trainables.models import load_model, load_tokenizer
     from trainables.reference import logps_of_pairs, read_pairs, reference_answers, save_logps
 
@@ -131,12 +132,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small_spec: Spec) -> Prep
         root,
         root,
         judge,
-        validation_prompts=16,
-        test_prompts=32,
-        max_new_tokens=24,
-        seed=42,
-        batch_size=64,
-        precision="fp32",
+        {"validation": 16, "test": 32},
+        Sampling(max_new_tokens=24, seed=42),
     )
     return Prepared(
         model=BASE,

@@ -41,9 +41,10 @@ from trainables.budget import Plan, in_order, plan
 from trainables.data.preferences import load_pairs
 from trainables.devices import device_and_dtype, weights_dtype
 from trainables.dpo_trainer import PreparedDPOTrainer, dpo_arguments
-from trainables.evaluation.evaluate import Evaluation, evaluate
+from trainables.evaluation.batch_size import BatchSize
+from trainables.evaluation.evaluate import Evaluation, HeldOut, evaluate
 from trainables.evaluation.logprobs import sequence_logps
-from trainables.evaluation.sampling import EVALUATION_BATCH
+from trainables.evaluation.sampling import Sampling
 from trainables.judges import Judge
 from trainables.models import load_model, load_tokenizer
 from trainables.prepared import Prepared
@@ -81,6 +82,7 @@ class _Trial:
     plan: Plan
     trainer: PreparedDPOTrainer
     autocast: torch.dtype | None
+    batch: BatchSize = field(default_factory=BatchSize)
     started: float = field(default_factory=time.monotonic)
     losses: list[float] = field(default_factory=list)
     diverged: str | None = None
@@ -91,11 +93,13 @@ class _Trial:
         self.call.captured.truncate()
         return text
 
-    def score_reference(self, prompts: list[list[int]], answers: list[list[int]]) -> np.ndarray:
+    def score_reference(
+        self, prompts: list[list[int]], answers: list[list[int]], size: int
+    ) -> np.ndarray:
         """Return the reference's log-probs of sampled answers, nats, `(answers,)`."""
         policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
         pad = self.trainer.processing_class.pad_token_id
-        options = {"batch_size": EVALUATION_BATCH, "pad_token_id": pad, "autocast": self.autocast}
+        options = {"batch_size": size, "pad_token_id": pad, "autocast": self.autocast}
         if self.call.spec.lora is not None:
             with policy.disable_adapter():
                 return sequence_logps(policy, prompts, answers, **options)
@@ -110,32 +114,25 @@ class _Trial:
         try:
             return self._evaluate()
         except torch.OutOfMemoryError as error:
-            # No smaller micro-batch would help: draws of another batch size would be others.
+            # One at a time does not fit, and no smaller micro-batch would help.
             raise UserError(
-                f"measuring a rung does not fit on the device, {EVALUATION_BATCH} answers at a "
-                "time: lower evaluation.max_new_tokens, evaluation.prompts or training.max_length, "
-                "or give a trial more of a GPU"
+                "measuring a rung does not fit on the device, even one answer at a time: lower "
+                "evaluation.max_new_tokens or training.max_length, or give a trial more of a GPU"
             ) from error
 
     def _evaluate(self) -> Evaluation:
         spec, split = self.call.spec, self.call.prepared.held_out
         assert split.answers is not None
         chosen, rejected = load_logps(split.logps)
+        answers = load_answers(split.answers)
         return evaluate(
             self.trainer.accelerator.unwrap_model(self.trainer.model),
             self.trainer.processing_class,
-            load_pairs(split.pairs),
-            chosen,
-            rejected,
-            load_answers(split.answers),
+            HeldOut(load_pairs(split.pairs), chosen, rejected, answers, spec.evaluation.prompts),
+            # The seed is the same for every trial, whatever it trains with: only policies differ.
+            Sampling(spec.evaluation.max_new_tokens, spec.search.seed, spec.precision, self.batch),
             self.score_reference,
             self.call.judge,
-            prompts=spec.evaluation.prompts,
-            max_new_tokens=spec.evaluation.max_new_tokens,
-            # The same for every trial, whatever seed it trains with: only the policy differs.
-            seed=spec.search.seed,
-            batch_size=EVALUATION_BATCH,
-            autocast=self.autocast,
         )
 
     def tell(self, step: int, checkpoint: Path | None) -> None:

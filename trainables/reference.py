@@ -5,6 +5,8 @@ Computed once for a search, in the files that docs/run_folder.md lists.
 
 import io
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 
+from search_spaces.errors import UserError
 from trainables.artifacts import write_bytes, write_text
 from trainables.devices import device_and_dtype
 from trainables.evaluation.logprobs import LogProbs, sequence_logps
 from trainables.evaluation.sampling import (
+    Sampling,
     answer_lines,
     distinct_prompts,
-    last_user_turn,
     sample_answers,
 )
 from trainables.judges import Judge
@@ -75,41 +78,37 @@ def reference_answers(
     data: Path,
     out: Path,
     judge: Judge | None,
-    *,
-    validation_prompts: int,
-    test_prompts: int,
-    max_new_tokens: int,
-    seed: int,
-    batch_size: int,
-    precision: str,
+    prompts: Mapping[str, int],
+    sampling: Sampling,
     trust_remote_code: bool = False,
 ) -> None:
-    """Sample and judge the reference's answers: write `validation.jsonl` and `test.jsonl`.
+    """Sample and judge the reference's answers: write `<split>.jsonl` for each split.
 
     Args:
-        validation_prompts, test_prompts: how many distinct prompts of each split, from the first.
-        seed: the seed that trials sample with; the reference draws from another stream of it.
+        prompts: how many distinct prompts of each split, from the first.
+        sampling: as trials sample; the reference draws from another stream of its seed.
+
+    Raises:
+        UserError: one answer at a time does not fit on the device.
     """
-    device, autocast = device_and_dtype(precision)
+    device, _ = device_and_dtype(sampling.precision)
     policy = load_model(model, trust_remote_code=trust_remote_code).to(device)
     tokenizer = load_tokenizer(data / "tokenizer", trust_remote_code=trust_remote_code)
-    for split, count in (("validation", validation_prompts), ("test", test_prompts)):
+    sampling = replace(sampling, seed=sampling.seed + REFERENCE_STREAM)
+    for split, count in prompts.items():
         columns = ["row", "prompt", "prompt_ids"]
         pairs = pyarrow.parquet.read_table(data / f"{split}.parquet", columns=columns).to_pydict()
-        positions = distinct_prompts(pairs["prompt_ids"], count)
-        answers = sample_answers(
-            policy,
-            tokenizer,
-            [pairs["prompt_ids"][position] for position in positions],
-            max_new_tokens=max_new_tokens,
-            seed=seed + REFERENCE_STREAM,
-            batch_size=batch_size,
-            autocast=autocast,
-        )
-        prompts = [last_user_turn(pairs["prompt"][position]) for position in positions]
-        scores = judge(prompts, [answer.text for answer in answers]) if judge else None
-        rows = [pairs["row"][position] for position in positions]
-        lines = answer_lines(rows, prompts, answers, scores)
+        asked = distinct_prompts(pairs, count)
+        try:
+            answers = sample_answers(policy, tokenizer, asked, sampling)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                "sampling the reference's answers does not fit on the device, even one answer at "
+                "a time: lower evaluation.max_new_tokens or training.max_length"
+            ) from error
+        questions, texts = [p.question for p in asked], [answer.text for answer in answers]
+        scores = judge(questions, texts) if judge else None
+        lines = answer_lines(asked, answers, scores)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_text(out / f"{split}.jsonl", text)
 

@@ -32,7 +32,7 @@ from tune.record import Record, read_lines
 from tune.worker import build_answers, build_data, build_sft, max_length, score_pairs
 
 SPLITS = ("train", "validation", "test")
-ANSWERS = 2  # counts up when what is kept of an answer changes: older ones are sampled again
+ANSWERS = 3  # counts up when what is kept of an answer changes: older ones are sampled again
 
 
 @dataclass(frozen=True)

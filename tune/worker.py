@@ -215,7 +215,7 @@ def build_answers(
 ) -> None:
     """Fill an `answers` folder: the reference's answers to both held-out splits, judged."""
     from trainables.devices import device_and_dtype
-    from trainables.evaluation.sampling import EVALUATION_BATCH
+    from trainables.evaluation.sampling import Sampling
     from trainables.reference import reference_answers
 
     device, _ = device_and_dtype(spec.precision)
@@ -227,11 +227,7 @@ def build_answers(
         sent.here(data),
         folder,
         judge,
-        validation_prompts=spec.evaluation.prompts,
-        test_prompts=spec.verify.prompts,
-        max_new_tokens=spec.evaluation.max_new_tokens,
-        seed=spec.search.seed,
-        batch_size=EVALUATION_BATCH,
-        precision=spec.precision,
+        {"validation": spec.evaluation.prompts, "test": spec.verify.prompts},
+        Sampling(spec.evaluation.max_new_tokens, spec.search.seed, spec.precision),
         trust_remote_code=spec.trust_remote_code,
     )

@@ -14,10 +14,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from trainables.evaluation import logprobs
-from trainables.evaluation.evaluate import evaluate
-from trainables.evaluation.logprobs import sequence_logps
+from trainables.evaluation.batch_size import BatchSize
+from trainables.evaluation.draws import TokenDraws
+from trainables.evaluation.evaluate import HeldOut, evaluate
+from trainables.evaluation.logprobs import Ids, sequence_logps
 from trainables.evaluation.sampling import (
+    Answer,
     DivergedError,
+    Prompt,
+    Sampling,
     distinct_prompts,
     last_user_turn,
     sample_answers,
@@ -69,6 +74,22 @@ def rows_of(count: int, vocabulary: int, seed: int = 0) -> tuple[list[list[int]]
     rng = np.random.default_rng(seed)
     draw = [rng.integers(2, vocabulary, rng.integers(1, 12)).tolist() for _ in range(2 * count)]
     return draw[:count], draw[count:]
+
+
+def answers_of(
+    model: Any,
+    tokenizer: Any,
+    prompt_ids: list[Ids],
+    *,
+    max_new_tokens: int = 8,
+    seed: int = 0,
+    batch_size: int = 16,
+    precision: str = "fp32",
+) -> list[Answer]:
+    """Sample answers to prompts whose rows are their positions."""
+    prompts = [Prompt(row, ids, "") for row, ids in enumerate(prompt_ids)]
+    sampling = Sampling(max_new_tokens, seed, precision, BatchSize(batch_size))
+    return sample_answers(model, tokenizer, prompts, sampling)
 
 
 # Log-probs
@@ -150,7 +171,7 @@ def test_answers_repeat_with_their_seed_and_with_no_other(tokenizer: Any) -> Non
     options: dict[str, Any] = {"max_new_tokens": 8, "batch_size": 16}
     prompts, _ = rows_of(32, 5)
     first, again, other = (
-        sample_answers(tiny_model(), tokenizer, prompts, seed=seed, **options) for seed in (7, 7, 8)
+        answers_of(tiny_model(), tokenizer, prompts, seed=seed, **options) for seed in (7, 7, 8)
     )
     assert first == again
     assert first != other
@@ -163,7 +184,7 @@ def test_sampling_leaves_random_state_mode_and_generation_config_alone(tokenizer
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    sample_answers(model, tokenizer, [[2, 3]], max_new_tokens=5, seed=1, batch_size=1)
+    answers_of(model, tokenizer, [[2, 3]], max_new_tokens=5, seed=1, batch_size=1)
     assert torch.equal(torch.rand(3), expected)
     assert model.training
     assert model.generation_config.to_dict() == config
@@ -176,14 +197,14 @@ def test_what_a_model_ships_for_generation_does_not_bend_its_samples(tokenizer: 
         temperature=0.01, top_k=1, top_p=0.5, repetition_penalty=5.0, no_repeat_ngram_size=1
     )
     prompts = [[2, 3]] * 32
-    assert sample_answers(tuned, tokenizer, prompts, **options) == sample_answers(
+    assert answers_of(tuned, tokenizer, prompts, **options) == answers_of(
         plain, tokenizer, prompts, **options
     )
 
 
 def test_answers_are_drawn_from_the_models_own_distribution(tokenizer: Any) -> None:
     model, prompt, n = tiny_model(), [2, 3, 4], 4000
-    answers = sample_answers(model, tokenizer, [prompt] * n, max_new_tokens=1, seed=0, batch_size=n)
+    answers = answers_of(model, tokenizer, [prompt] * n, max_new_tokens=1, seed=0, batch_size=n)
     with torch.no_grad():
         probabilities = model(torch.tensor([prompt])).logits[0, -1].softmax(-1).tolist()
     counts = Counter(answer.ids[0] for answer in answers)
@@ -193,7 +214,7 @@ def test_answers_are_drawn_from_the_models_own_distribution(tokenizer: Any) -> N
 
 
 def test_answers_end_with_eos_or_at_the_limit(tokenizer: Any) -> None:
-    answers = sample_answers(
+    answers = answers_of(
         tiny_model(), tokenizer, [[2, 3]] * 64, max_new_tokens=4, seed=0, batch_size=64
     )
     assert {answer.ended for answer in answers} == {True, False}
@@ -206,21 +227,90 @@ def test_answers_end_with_eos_or_at_the_limit(tokenizer: Any) -> None:
         assert answer.text == answer.text.lstrip()
 
 
-def sure(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """Make a model so sure of each next token that sampling has no choice left."""
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 1e4)
-    return model
+@pytest.mark.parametrize("size", [1, 3, 7, 16])
+def test_an_answer_is_the_same_in_every_batch(tokenizer: Any, size: int) -> None:
+    model = tiny_model(seed=3)
+    prompts, _ = rows_of(25, 5)
+    answers = answers_of(model, tokenizer, prompts, batch_size=25)
+    assert len({tuple(answer.ids) for answer in answers}) > 10
+    assert answers_of(model, tokenizer, prompts, batch_size=size) == answers
 
 
-def test_padding_and_batches_do_not_touch_an_answer(tokenizer: Any) -> None:
-    model = sure(tiny_model(seed=3))
-    prompts, _ = rows_of(9, 5)
-    alone, together = (
-        sample_answers(model, tokenizer, prompts, max_new_tokens=6, seed=0, batch_size=size)
-        for size in (1, 9)
-    )
-    assert len({tuple(answer.ids) for answer in alone}) > 1
-    assert alone == together
+def test_an_answer_does_not_depend_on_what_else_is_asked(tokenizer: Any) -> None:
+    model, sampling = tiny_model(seed=3), Sampling(max_new_tokens=8, seed=4)
+    prompts = [Prompt(100 + i, ids, "") for i, ids in enumerate(rows_of(12, 5)[0])]
+    answers = sample_answers(model, tokenizer, prompts, sampling)
+    assert sample_answers(model, tokenizer, prompts[::-2], sampling) == answers[::-2]
+
+
+def test_a_prompt_that_comes_twice_gets_two_independent_answers(tokenizer: Any) -> None:
+    answers = answers_of(tiny_model(), tokenizer, [[2, 3, 4]] * 40)
+    assert len({tuple(answer.ids) for answer in answers}) > 20
+
+
+def test_draws_of_a_large_vocabulary_withstand_rounding() -> None:
+    # With one uniform number and the inverse of the distribution function, one draw in a hundred
+    # changes: tens of thousands of boundaries move. Here it is the distance of the distributions.
+    torch.manual_seed(0)
+    logits = 2.8 * torch.randn(256, 30_011)
+    rounded = logits + 1e-5 * torch.randn_like(logits)
+    none = torch.zeros(0)
+    tokens = [TokenDraws(1, range(256))(none, x).argmax(dim=1) for x in (logits, rounded)]
+    assert len(set(tokens[0].tolist())) > 200
+    assert torch.equal(*tokens)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 3, 10, 17])
+def test_draws_follow_the_distribution_whatever_the_blocks_leave_over(vocabulary: int) -> None:
+    n = 20_000
+    logits = torch.linspace(-2, 1, vocabulary)
+    logits[vocabulary // 2] = -math.inf if vocabulary > 1 else 0.0  # a token that cannot come
+    draws = TokenDraws(0, range(n))(torch.zeros(0), logits.repeat(n, 1)).argmax(dim=1)
+    shares = torch.bincount(draws, minlength=vocabulary) / n
+    for share, probability in zip(shares.tolist(), logits.softmax(0).tolist(), strict=True):
+        four_errors = 4 * math.sqrt(probability * (1 - probability) / n)
+        assert share == pytest.approx(probability, abs=four_errors)
+
+
+def test_draws_at_the_next_position_are_others() -> None:
+    draws, logits = TokenDraws(0, [5]), torch.zeros(1, 10_000)
+    tokens = [int(draws(torch.zeros(0), logits).argmax()) for _ in range(20)]
+    assert len(set(tokens)) > 15
+
+
+class SmallDevice:
+    """Runs out of memory where more than `most` sequences go through a model at once."""
+
+    def __init__(self, model: torch.nn.Module, most: int) -> None:
+        self.sizes: list[int] = []
+
+        def check(module: Any, inputs: Any, options: dict[str, Any]) -> None:
+            self.sizes.append(len(options["input_ids"]))
+            if self.sizes[-1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        model.register_forward_pre_hook(check, with_kwargs=True)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_answers_stay(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts, _ = rows_of(20, 5)
+    expected = answers_of(tiny_model(), tokenizer, prompts, batch_size=16)
+    model = tiny_model()
+    device = SmallDevice(model, most=5)
+    assert answers_of(model, tokenizer, prompts, batch_size=16) == expected
+    assert device.sizes[:3] == [16, 8, 4]
+    assert set(device.sizes[3:]) == {4}
+    assert "16 answers at a time: continuing with 8" in caplog.text
+
+
+def test_a_device_without_room_for_one_prompt_is_said(tokenizer: Any) -> None:
+    model = tiny_model()
+    device = SmallDevice(model, most=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        answers_of(model, tokenizer, [[2], [3], [4]], batch_size=4)
+    assert device.sizes == [3, 2, 1]
 
 
 def test_an_answer_takes_only_the_positions_that_its_prompt_leaves(tokenizer: Any) -> None:
@@ -229,7 +319,7 @@ def test_an_answer_takes_only_the_positions_that_its_prompt_leaves(tokenizer: An
         model.transformer.ln_f.bias.zero_()
         model.lm_head.weight[EOS] = 0.0
     prompts = [[2] * 5, [2] * (POSITIONS - 3), [2] * POSITIONS, [3] * (POSITIONS - 3)]
-    answers = sample_answers(model, tokenizer, prompts, max_new_tokens=10, seed=0, batch_size=4)
+    answers = answers_of(model, tokenizer, prompts, max_new_tokens=10, seed=0, batch_size=4)
     most = [10, 3, 0, 3]
     assert all(len(a.ids) == m or a.ended for a, m in zip(answers, most, strict=True))
     assert all(len(a.ids) <= m for a, m in zip(answers, most, strict=True))
@@ -245,7 +335,7 @@ def test_generation_keeps_its_cache_under_gradient_checkpointing(tokenizer: Any)
     hook = model.transformer.wte.register_forward_hook(
         lambda module, inputs, output: widths.append(inputs[0].shape[1])
     )
-    sample_answers(model, tokenizer, [[2, 3, 4]] * 4, max_new_tokens=5, seed=0, batch_size=4)
+    answers_of(model, tokenizer, [[2, 3, 4]] * 4, max_new_tokens=5, seed=0, batch_size=4)
     hook.remove()
     assert widths[0] == 3
     assert set(widths[1:]) == {1}
@@ -271,20 +361,20 @@ def test_an_adapter_counts_while_it_is_on(adapted: Any, tokenizer: Any) -> None:
     options = {"batch_size": 6, "pad_token_id": PAD}
     sampling: dict[str, Any] = {"max_new_tokens": 8, "seed": 0, "batch_size": 6}
     with_adapter = sequence_logps(adapted, prompts, answers, **options)
-    sampled = sample_answers(adapted, tokenizer, prompts, **sampling)
+    sampled = answers_of(adapted, tokenizer, prompts, **sampling)
     with adapted.disable_adapter():
         without = sequence_logps(adapted, prompts, answers, **options)
-        sampled_without = sample_answers(adapted, tokenizer, prompts, **sampling)
+        sampled_without = answers_of(adapted, tokenizer, prompts, **sampling)
     assert without == pytest.approx(
         sequence_logps(tiny_model(), prompts, answers, **options), abs=1e-5
     )
-    assert sampled_without == sample_answers(tiny_model(), tokenizer, prompts, **sampling)
+    assert sampled_without == answers_of(tiny_model(), tokenizer, prompts, **sampling)
 
     merged = adapted.merge_and_unload()
     assert with_adapter == pytest.approx(
         sequence_logps(merged, prompts, answers, **options), abs=1e-4
     )
-    assert sampled == sample_answers(merged, tokenizer, prompts, **sampling)
+    assert sampled == answers_of(merged, tokenizer, prompts, **sampling)
     assert np.abs(with_adapter - without).max() > 0.1
     assert sampled != sampled_without
 
@@ -294,7 +384,7 @@ def test_a_model_that_diverged_is_not_sampled_from(tokenizer: Any, value: float)
     model = tiny_model()
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * value)
     with pytest.raises(DivergedError):
-        sample_answers(model, tokenizer, [[2, 3]], max_new_tokens=4, seed=0, batch_size=1)
+        answers_of(model, tokenizer, [[2, 3]], max_new_tokens=4, seed=0, batch_size=1)
 
 
 def test_kl_from_samples_is_the_exact_kl(tokenizer: Any) -> None:
@@ -309,9 +399,7 @@ def test_kl_from_samples_is_the_exact_kl(tokenizer: Any) -> None:
     exact = float((np.exp(log_p) * (log_p - log_q)).sum())
     variance = float((np.exp(log_p) * (log_p - log_q - exact) ** 2).sum())
 
-    sampled = sample_answers(
-        policy, tokenizer, [prompt] * n, max_new_tokens=2, seed=0, batch_size=n
-    )
+    sampled = answers_of(policy, tokenizer, [prompt] * n, max_new_tokens=2, seed=0, batch_size=n)
     ids = [answer.ids for answer in sampled]
     estimates = [
         sequence_logps(model, [prompt] * n, ids, batch_size=n, pad_token_id=PAD)
@@ -325,10 +413,15 @@ def test_kl_from_samples_is_the_exact_kl(tokenizer: Any) -> None:
 # The evaluation
 
 
-def test_distinct_prompts_are_the_first_of_the_file() -> None:
-    prompts = [[1], [2], [1], [3], [2], [4]]
-    assert distinct_prompts(prompts, 3) == [0, 1, 3]
-    assert distinct_prompts(prompts, 9) == [0, 1, 3, 5]
+def test_distinct_prompts_are_the_first_of_the_file_and_keep_their_rows() -> None:
+    pairs = {
+        "row": [10, 20, 30, 40, 50, 60],
+        "prompt": [[{"role": "user", "content": text}] for text in "abacbd"],
+        "prompt_ids": [[1], [2], [1], [3], [2], [4]],
+    }
+    expected = [Prompt(10, [1], "a"), Prompt(20, [2], "b"), Prompt(40, [3], "c")]
+    assert distinct_prompts(pairs, 3) == expected
+    assert distinct_prompts(pairs, 9) == [*expected, Prompt(60, [4], "d")]
 
 
 def test_a_judge_sees_the_last_user_turn() -> None:
@@ -363,22 +456,14 @@ class World:
             for i, score in enumerate([0.0, 1.0, 2.0, 3.0] * 2)
         ]
 
-    def score(self, prompts: list[list[int]], answers: list[list[int]]) -> Any:
-        return sequence_logps(self.reference, prompts, answers, batch_size=24, pad_token_id=PAD)
+    def score(self, prompts: list[Ids], answers: list[Ids], size: int = 24) -> Any:
+        return sequence_logps(self.reference, prompts, answers, batch_size=size, pad_token_id=PAD)
 
-    def evaluate(self, model: Any, judge: Any, **overrides: Any) -> Any:
-        options = {"prompts": 8, "max_new_tokens": 6, "seed": 0, "batch_size": 24} | overrides
-        return evaluate(
-            model,
-            self.tokenizer,
-            self.pairs,  # a mapping of columns serves as well as a Dataset
-            self.ref_chosen,
-            self.ref_rejected,
-            self.answers,
-            self.score,
-            judge,
-            **options,
-        )
+    def evaluate(self, model: Any, judge: Any, prompts: int = 8, size: int = 24) -> Any:
+        pairs: Any = self.pairs  # a mapping of columns serves as well as a Dataset
+        held_out = HeldOut(pairs, self.ref_chosen, self.ref_rejected, self.answers, prompts)
+        sampling = Sampling(max_new_tokens=6, seed=0, batch=BatchSize(size))
+        return evaluate(model, self.tokenizer, held_out, sampling, self.score, judge)
 
 
 @pytest.fixture(scope="module")
@@ -429,6 +514,21 @@ def test_only_as_many_prompts_are_sampled_as_asked_for(world: World) -> None:
     assert rows == [100, 101, 102]
 
 
+def test_an_evaluation_that_does_not_fit_measures_the_same_in_smaller_batches(
+    world: World,
+) -> None:
+    expected = world.evaluate(tiny_model(seed=9), how_many_a)
+    policy = tiny_model(seed=9)
+    device = SmallDevice(policy, most=6)
+    found = world.evaluate(policy, how_many_a)
+    assert [sample["answer"] for sample in found.samples] == [
+        sample["answer"] for sample in expected.samples
+    ]
+    assert found.measures == pytest.approx(expected.measures, abs=1e-5)
+    assert device.sizes.count(24) == 1  # halved once for all passes
+    assert max(device.sizes[3:]) <= 6
+
+
 def test_without_a_judge_the_samples_still_show_health_and_kl(world: World) -> None:
     evaluation = world.evaluate(tiny_model(seed=9), None)
     missing = {name for name, value in evaluation.measures.items() if value is None}
@@ -451,13 +551,13 @@ def test_on_a_gpu_a_diverged_model_does_not_take_the_device_with_it(tokenizer: A
     model = tiny_model().cuda()
     options: dict[str, Any] = {"max_new_tokens": 8, "seed": 0, "batch_size": 4}
     state = torch.cuda.get_rng_state()
-    healthy = sample_answers(model, tokenizer, [[2, 3]] * 4, **options, autocast=torch.bfloat16)
+    healthy = answers_of(model, tokenizer, [[2, 3]] * 4, **options, precision="bf16")
     assert torch.equal(torch.cuda.get_rng_state(), state)
     broken = tiny_model().cuda()
     broken.transformer.ln_f.weight.data.fill_(math.nan)
     with pytest.raises(DivergedError):
-        sample_answers(broken, tokenizer, [[2, 3]] * 4, **options)
-    again = sample_answers(model, tokenizer, [[2, 3]] * 4, **options, autocast=torch.bfloat16)
+        answers_of(broken, tokenizer, [[2, 3]] * 4, **options)
+    again = answers_of(model, tokenizer, [[2, 3]] * 4, **options, precision="bf16")
     assert again == healthy
 
 

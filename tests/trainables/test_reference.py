@@ -13,7 +13,7 @@ import torch
 from trainables import reference
 from trainables.devices import device_and_dtype
 from trainables.evaluation.logprobs import sequence_logps
-from trainables.evaluation.sampling import sample_answers
+from trainables.evaluation.sampling import Sampling, distinct_prompts, sample_answers
 from trainables.judges.load import load_judge
 from trainables.models import load_model, load_tokenizer
 from trainables.quickstart.world import BASE, rows
@@ -28,7 +28,7 @@ from trainables.reference import (
 
 CPU = torch.device("cpu")
 PAIRS = 24
-OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "batch_size": 32}
+SAMPLING = Sampling(max_new_tokens=24, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +68,8 @@ def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         data,
         out,
         load_judge("quickstart", CPU),
-        validation_prompts=8,
-        test_prompts=1000,
-        seed=3,
-        precision="fp32",
-        **OPTIONS,
+        {"validation": 8, "test": 1000},
+        SAMPLING,
     )
     return out
 
@@ -120,17 +117,7 @@ def test_answers_are_one_for_each_distinct_prompt_in_the_documented_form(made: P
 
 
 def test_without_a_judge_answers_have_no_score(data: Path, tmp_path: Path) -> None:
-    reference_answers(
-        BASE,
-        data,
-        tmp_path,
-        None,
-        validation_prompts=2,
-        test_prompts=2,
-        seed=3,
-        precision="fp32",
-        **OPTIONS,
-    )
+    reference_answers(BASE, data, tmp_path, None, {"validation": 2, "test": 2}, SAMPLING)
     first, second = (tmp_path / "validation.jsonl").read_text().splitlines()
     assert json.loads(first)["score"] is json.loads(second)["score"] is None
 
@@ -142,8 +129,7 @@ def test_the_reference_draws_other_answers_than_a_trial_with_the_same_seed(
     lines = load_answers(made / "test.jsonl")
     table = pyarrow.parquet.read_table(data / "test.parquet").to_pydict()
     policy, tokenizer = load_model(BASE), load_tokenizer(BASE)
-    prompts = table["prompt_ids"][: PAIRS - 4]
-    answers = sample_answers(policy, tokenizer, prompts, seed=3, **OPTIONS)
+    answers = sample_answers(policy, tokenizer, distinct_prompts(table, PAIRS), SAMPLING)
     same = sum(a.text == line["answer"] for a, line in zip(answers, lines, strict=True))
     assert same < len(lines) / 2
 
