@@ -26,7 +26,7 @@ from trainables.prepared import Prepared
 from trainables.trial_report import Report
 from tune.cluster.connection import connected
 from tune.cluster.share import Share
-from tune.cluster.shipping import Shipment, ship
+from tune.cluster.shipping import Shipment
 from tune.inputs import Inputs, look_up
 from tune.prepare import prepare
 from tune.record import append_line, create, read_lines
@@ -190,14 +190,14 @@ def main() -> None:
     record = create(spec, "curves", False, "python -m bench.curves")
     held = [(line["params"], line["seed"]) for line in read_lines(options.out)]
     with connected(None) as cluster:
-        preparation = prepare(spec, known, record, cluster, console.print)
+        preparation = prepare(spec, known, record, cluster, Shipment(cluster.node), console.print)
         prepared: Prepared = preparation.search
         if not any(line["params"] is None for line in read_lines(options.out)):
             reference = {"params": None, "seed": None, "rungs": []}
             reference["truth"] = truth(prepared.model, prepared.tokenizer)
             reference["reference"] = record.info["reference"]["validation"]
             append_line(options.out, reference)
-        sent = ship(cluster, prepared.files())
+        sent = Shipment(cluster.node)
 
         @ray.remote(num_cpus=1, max_retries=0)
         def task(params: dict[str, Any], seed: int, sent: Shipment) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from trainables.prepared import Prepared
 from trainables.quickstart.world import BASE
 from tune.cluster.connection import connected
 from tune.cluster.share import Share
+from tune.cluster.shipping import Shipment
 from tune.inputs import Inputs, look_up
 from tune.prepare import prepare
 from tune.record import create
@@ -73,7 +74,6 @@ class SharedJudge:
 def trial(spec: Spec, prepared: Prepared, share: Share, shared: Any) -> None:
     """Train one configuration, judged in this process or by the actor."""
     from trainables.dpo import train
-    from tune.cluster.shipping import Shipment
     from tune.worker import ready
 
     own = spec if shared is None else spec.model_copy(update={"judge": None})
@@ -130,7 +130,9 @@ def main() -> None:
         assert isinstance(known, Inputs)
         record = create(spec, "placement", True, "python -m bench.judge_placement")
         with connected(None) as cluster:
-            preparation = prepare(spec, known, record, cluster, lambda text: None)
+            preparation = prepare(
+                spec, known, record, cluster, Shipment(cluster.node), lambda text: None
+            )
             prepared = preparation.search
             for _ in range(options.rounds):
                 for way in ways:

@@ -31,7 +31,7 @@ from tune.cluster.latest_checkpoint import checkpoints, keep, newest, seen
 from tune.cluster.preemption import asked, notice
 from tune.cluster.resources import share
 from tune.cluster.share import Share
-from tune.cluster.shipping import Shipment, ship
+from tune.cluster.shipping import Shipment, shipping
 from tune.export import model_folder
 from tune.inputs import judge_files
 from tune.prepare import Preparation, recorded
@@ -98,8 +98,8 @@ def train_winner(run: Run, address: str | None, console: Console) -> None:
         record = _claimed(run)
         job, prepared = _job(run, record)
         record.update(pid=os.getpid(), host=socket.gethostname())
-        with connected(address) as cluster:
-            full = _train(job, prepared, run, record, cluster, say)
+        with connected(address) as cluster, shipping(cluster, record) as sent:
+            full = _train(job, prepared, run, record, cluster, sent, say)
     except (OSError, RayError) as error:
         told = storage_fault(error) or str(error).strip().splitlines()[-1]
         raise UserError(
@@ -171,10 +171,11 @@ def _train(
     run: Run,
     record: Record,
     cluster: Cluster,
+    sent: Shipment,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train, measure, compare; make the model's folder, then `full.json`."""
-    sent = ship(cluster, [*prepared.files(), *judge_files(job.spec)])
+    sent.add([*prepared.files(), *judge_files(job.spec)])
     each = share(job.spec, cluster, prepared.search, sent)
     _drop_damaged(job.home, say)
     if not seen(job.home):  # the seconds are those of another winner's training

@@ -18,7 +18,7 @@ from trainables.artifacts import META, build_once, checksum, damage, write_bytes
 from trainables.data.chat_template import OURS
 from trainables.prepared import Prepared, Split
 from tune.cluster.connection import Cluster
-from tune.cluster.shipping import build_on_worker, ship
+from tune.cluster.shipping import Shipment, build_on_worker
 from tune.inputs import (
     MODEL_FILES,
     TOKENIZER_FILES,
@@ -104,6 +104,7 @@ class Stage:
         inputs: what it names, looked up.
         root: the folder of all prepared folders.
         cluster: where to compute.
+        sent: the run's shipment, to which each step adds the files that its tasks need.
         say: is called with each step, in a few words, as it begins.
     """
 
@@ -111,6 +112,7 @@ class Stage:
     inputs: Inputs
     root: Path
     cluster: Cluster
+    sent: Shipment
     say: Callable[[str], None]
 
     @property
@@ -128,7 +130,12 @@ class Reference:
 
 
 def prepare(
-    spec: Spec, inputs: Inputs, record: Record, cluster: Cluster, say: Callable[[str], None]
+    spec: Spec,
+    inputs: Inputs,
+    record: Record,
+    cluster: Cluster,
+    sent: Shipment,
+    say: Callable[[str], None],
 ) -> Preparation:
     """Prepare a search, or find it prepared.
 
@@ -137,6 +144,7 @@ def prepare(
         inputs: what `look_up` returned.
         record: its run folder, which gets the data report and the keys.
         cluster: where to compute.
+        sent: the run's shipment, to which the files are added that tasks on other nodes need.
         say: is called with each step, in a few words, as it begins.
 
     Raises:
@@ -144,7 +152,7 @@ def prepare(
             run began with.
     """
     root = record.folder.absolute().parent / layout.PREPARED
-    stage = Stage(spec, inputs, root, cluster, say)
+    stage = Stage(spec, inputs, root, cluster, sent, say)
     commit = inputs.source["revision"]
     record.update(
         revisions={"model": inputs.commit, "dataset": commit, "judge": inputs.judge_commit}
@@ -221,8 +229,9 @@ def prepare_sft(stage: Stage, data: Path) -> Path:
     def build(out: Path) -> None:
         files = [*files_of(base), *files_of(data / "tokenizer")]
         files += [data / "train.parquet", data / "validation.parquet"]
-        arguments = (spec, ship(stage.cluster, files), base, data)
+        arguments = (spec, stage.sent.add(files), base, data)
         build_on_worker(stage.cluster, build_sft, out, *arguments, gpus=stage.gpus, cpus=cpus)
+        stage.sent.release(files_of(base))  # from here on, the pass's model is the reference
 
     return build_once(stage.root, "sft", key, build)
 
@@ -237,7 +246,7 @@ def prepare_logps(stage: Stage, data: Path, reference: Reference) -> Path:
 
         cluster, paths = stage.cluster, [data / f"{name}.parquet" for name in SPLITS]
         files = [*files_of(reference.model), *files_of(data / "tokenizer"), *paths]
-        sent = ship(cluster, files)
+        sent = stage.sent.add(files)
         shards = max(1, int(cluster.gpus if stage.gpus else cluster.cpus))
         score = ray.remote(num_cpus=1, num_gpus=stage.gpus, max_retries=2)(score_pairs)
         parts = ray.get(
@@ -277,7 +286,7 @@ def prepare_answers(stage: Stage, data: Path, reference: Reference) -> Path:
     def build(out: Path) -> None:
         held_out = [data / "validation.parquet", data / "test.parquet"]
         files = [*files_of(model), *files_of(data / "tokenizer"), *held_out, *judge_files(spec)]
-        arguments = (spec, ship(stage.cluster, files), model, data, stage.inputs.judge_commit)
+        arguments = (spec, stage.sent.add(files), model, data, stage.inputs.judge_commit)
         build_on_worker(stage.cluster, build_answers, out, *arguments, gpus=stage.gpus)
 
     return build_once(stage.root, "answers", key, build)

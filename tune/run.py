@@ -20,7 +20,7 @@ from tune.cluster.checkpoint_storage import NotReached, settle
 from tune.cluster.connection import Cluster, connected
 from tune.cluster.preemption import notice
 from tune.cluster.resources import share
-from tune.cluster.shipping import ship
+from tune.cluster.shipping import Shipment, shipping
 from tune.export import hand_over
 from tune.inputs import Inputs, judge_files, look_up
 from tune.prepare import Preparation, prepare, recorded
@@ -43,8 +43,8 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
         settle(spec, record)
         earlier = earlier_run(spec, record)
         known = recorded(spec, record) or look_up(spec, record.info.get("revisions"))
-        with connected(address) as cluster:
-            _stages(spec, known, earlier, record, cluster, console)
+        with connected(address) as cluster, shipping(cluster, record) as sent:
+            _stages(spec, known, earlier, record, cluster, sent, console)
     except KeyboardInterrupt:
         if record.info["state"] not in layout.ENDED:  # it may come while Ray shuts down
             record.update(state="interrupted", ended=now())
@@ -87,6 +87,7 @@ def _stages(
     earlier: Run | None,
     record: Record,
     cluster: Cluster,
+    sent: Shipment,
     console: Console,
 ) -> None:
     def say(text: str) -> None:
@@ -97,13 +98,13 @@ def _stages(
     record.update(hardware={"nodes": cluster.nodes, "cpus": cluster.cpus, "gpus": cluster.gpus})
     with record.timed("prepare"):
         prepared = (
-            prepare(spec, known, record, cluster, say) if isinstance(known, Inputs) else known
+            prepare(spec, known, record, cluster, sent, say) if isinstance(known, Inputs) else known
         )
     study = warm_study(spec, record, earlier) if earlier else Study(spec, record.folder)
     if earlier:
         taken = record.info["warm_start"]
         say(f"taken from run {earlier.name}: {taken['taken']} trials, {taken['left_out']} left out")
-    sent = ship(cluster, [*prepared.files(), *judge_files(spec)])
+    sent.add([*prepared.files(), *judge_files(spec)])
     record.update(state="searching")
     minutes, spent = spec.search.minutes, record.seconds.get("search", 0.0)
     if minutes is not None and spent >= 60 * minutes:

@@ -29,6 +29,7 @@ from trainables.quickstart.world import rows
 from trainables.trial_report import Report
 from tune.cluster.connection import connected
 from tune.cluster.latest_checkpoint import newest
+from tune.cluster.shipping import Shipment
 from tune.full_training import Job, _compared, _drop_damaged, _on_test_split, train_winner
 from tune.inputs import look_up
 from tune.prepare import Preparation, prepare, reference_measures
@@ -85,7 +86,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = load(str(folder / "spec.yaml"))
     record = create(spec, "whole", True, "preftune run spec.yaml")
     with connected(None) as cluster:
-        prepared = prepare(spec, look_up(spec), record, cluster, lambda text: None)
+        prepared = prepare(
+            spec, look_up(spec), record, cluster, Shipment(cluster.node), lambda text: None
+        )
     study = Study(spec, record.folder)
     number, params = study.ask()
     measures = {"win_rate": 0.5, "kl": 0.0}

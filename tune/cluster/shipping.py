@@ -1,53 +1,85 @@
 """Bring files to the nodes of a cluster, and run a task that fills a folder."""
 
 import hashlib
-import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from filelock import FileLock
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search_spaces.errors import UserError
+from trainables.artifacts import checksum
+from tune.cluster import received_files
 from tune.cluster.connection import Cluster
+from tune.record import Record
+
+PATIENCE = 30  # seconds that the end of a run waits for nodes to remove its files
+
+
+@dataclass(frozen=True)
+class File:
+    """One file in Ray's object store."""
+
+    digest: str  # SHA-256
+    content: Any  # reference to an array of bytes
 
 
 @dataclass(frozen=True)
 class Shipment:
-    """Files that any node can have: on the driver's node by their paths, else through Ray, once.
+    """Files that any node can have: on the driver's node by their paths, else through Ray.
+
+    A run has one, which grows: each content goes into the object store once, and to a node once.
 
     Attributes:
         node: id of the node on which the paths hold.
-        contents: a reference into Ray's object store for each file; empty on a single machine.
+        run: name of the run's folder on other nodes; empty where there is only this machine.
+        files: by path on the driver's node.
     """
 
     node: str
-    contents: dict[str, Any] = field(default_factory=dict)
+    run: str = ""
+    files: dict[str, File] = field(default_factory=dict)
+
+    def add(self, paths: Iterable[Path]) -> "Shipment":
+        """Put files into the object store, unless everything runs on this machine anyway."""
+        if self.run:
+            known = {file.digest: file for file in self.files.values()}
+            for path in paths:
+                digest = checksum(path)
+                if digest not in known:
+                    known[digest] = File(digest, ray.put(np.fromfile(path, dtype=np.uint8)))
+                self.files[str(path)] = known[digest]
+        return self
+
+    def release(self, paths: Iterable[Path]) -> None:
+        """Give files back that no later task needs; Ray frees a content with its last path."""
+        for path in paths:
+            self.files.pop(str(path), None)
 
     def here(self, path: Path) -> Path:
-        """Return where a file or folder of the shipment stands on this node."""
-        if not self.contents or ray.get_runtime_context().get_node_id() == self.node:
+        """Return where a file or folder of the shipment is on this node.
+
+        Raises:
+            NotReached: this node's temporary folder cannot be trusted, or lacks room.
+        """
+        if not self.files or ray.get_runtime_context().get_node_id() == self.node:
             return path
-        wanted = [
-            name for name in self.contents if name == str(path) or Path(name).is_relative_to(path)
-        ]
-        digest = hashlib.sha256("".join(ref.hex() for ref in self.contents.values()).encode())
-        root = Path(tempfile.gettempdir()) / f"preftune-{os.getuid()}" / digest.hexdigest()[:16]
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with FileLock(root / ".lock"):
-            for name in wanted:
-                target = root / name.lstrip("/")
-                if not target.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    partial = target.with_name(target.name + ".partial")
-                    ray.get(self.contents[name]).tofile(partial)
-                    partial.rename(target)
-        return root / str(path).lstrip("/")
+        wanted = {
+            Path(name).relative_to(path).as_posix(): file
+            for name, file in self.files.items()
+            if Path(name).is_relative_to(path)
+        }
+        contents = {file.digest: file.content for file in wanted.values()}
+        digests = {inside: file.digest for inside, file in wanted.items()}
+        return received_files.received(
+            self.run, path.name, digests, lambda digest: ray.get(contents[digest])
+        )
 
     def named(self, name: str) -> str:
         """Return a path as a spec names it, or where the shipment has it if it is not here.
@@ -55,15 +87,44 @@ class Shipment:
         The file itself goes first: on a shared file system it has its neighbours beside it.
         """
         path = Path(name).expanduser().absolute()
-        held = any(Path(file).is_relative_to(path) for file in self.contents)
+        held = any(Path(file).is_relative_to(path) for file in self.files)
         return str(self.here(path)) if held and not path.exists() else name
 
 
-def ship(cluster: Cluster, files: Sequence[Path]) -> Shipment:
-    """Put files into the object store, unless every trial runs on this machine anyway."""
-    if cluster.single:
-        return Shipment(cluster.node)
-    return Shipment(cluster.node, {str(p): ray.put(np.fromfile(p, dtype=np.uint8)) for p in files})
+@contextmanager
+def shipping(cluster: Cluster, record: Record) -> Iterator[Shipment]:
+    """Give a run its shipment; at the run's end, remove what the nodes have of it.
+
+    A run that is interrupted or fails leaves its files: `preftune resume` finds them again. They
+    are removed once nothing has used them for a day, see `received_files`.
+    """
+    folder = record.folder.absolute()
+    # Not the path alone: another machine's driver may have a run folder of the same path.
+    identity = hashlib.sha256(f"{record.info.get('created')} {folder}".encode()).hexdigest()[:12]
+    sent = Shipment(cluster.node, "" if cluster.single else f"{folder.name}-{identity}")
+    try:
+        yield sent
+        if sent.run:
+            _remove(sent.run, cluster.node)
+    finally:
+        sent.files.clear()
+
+
+def _remove(run: str, driver: str) -> None:
+    """Remove a run's files from every node but the driver's; one that does not answer is left."""
+    with suppress(RayError):
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        tasks = [
+            ray.remote(
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            )(received_files.remove).remote(run)
+            for node in nodes
+            if node != driver
+        ]
+        if tasks:
+            ray.wait(tasks, num_returns=len(tasks), timeout=PATIENCE)
 
 
 def build_on_worker(
