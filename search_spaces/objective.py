@@ -1,5 +1,6 @@
 """What may be the objective, what may bound it, and why nothing else may."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -60,8 +61,13 @@ _ALIASES = {
 }
 
 
+# The violation of a measure that is not known, NaN or infinite, and the most that any other may be.
+# Optuna stores finite numbers and adds up those of a trial: all the others together stay below.
+WORST, MOST = 1e9, 1e6
+
+
 class Bound(BaseModel):
-    """The range in which a measure must stay; without either end it is no limit at all."""
+    """The range in which a measure must stay; without either end it does not limit anything."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     min: float | None = None
@@ -70,6 +76,20 @@ class Bound(BaseModel):
     def holds(self, value: float) -> bool:
         """Tell whether a measured value is inside; NaN never is, unless there is no limit."""
         return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
+
+    def violation(self, value: float | None) -> float:
+        """Return how far a measure is outside: 0 inside, 2.0 for a kl of 60 over a max of 20.
+
+        It is relative to the end that is broken, so that nats do not outvote shares. An end of zero
+        has no scale of its own; the distance itself counts there.
+        """
+        if self.min is None and self.max is None:
+            return 0.0
+        if value is None or not math.isfinite(value):
+            return WORST
+        over = 0.0 if self.max is None else (value - self.max) / (abs(self.max) or 1.0)
+        under = 0.0 if self.min is None else (self.min - value) / (abs(self.min) or 1.0)
+        return min(MOST, max(0.0, over, under))
 
 
 class Objective(BaseModel):

@@ -36,7 +36,6 @@ from tune.export import model_folder
 from tune.inputs import judge_files
 from tune.prepare import Preparation, recorded
 from tune.record import Record, claim, now, read_lines, resume_command, storage_option
-from tune.study import excess
 from tune.verdict import CONFIDENCE, Measured, bounds, resampled
 from tune.verify import _load, _measured, verification_spec
 
@@ -332,7 +331,7 @@ def _compared(job: Job, measured: Measured, seconds: float) -> dict[str, Any]:
     broken = [
         f"{name} {measure(measured.measures, name)}"
         for name, bound in spec.objective.constraints.items()
-        if excess(bound, measured.measures.get(name)) > 0
+        if bound.violation(measured.measures.get(name)) > 0
     ]
     beats = reference["interval"][0] > 0
     metric = spec.objective.metric

@@ -17,7 +17,7 @@ from results.run import layout
 from results.run.journal import ReadOnlyJournal
 from search_spaces.choices import decode, encode
 from search_spaces.errors import UserError
-from search_spaces.objective import Bound
+from search_spaces.objective import MOST, WORST, Bound, Objective
 from search_spaces.optuna_space import distributions, grid
 from search_spaces.spec import Spec
 from tune.record import drop_partial_line, place_of
@@ -25,18 +25,18 @@ from tune.record import drop_partial_line, place_of
 STUDY = "search"
 TAKEN_FROM = "taken_from"  # marks a trial of an earlier run: `search.warm_start`
 NOT_FINITE = "finite"  # the constraint that a NaN or infinite objective breaks
+ABSOLUTE = "absolute_violations"  # the study's attribute: trials from before they were relative
 
 
-def excess(bound: Bound, value: float | None) -> float:
-    """Return by how much a measure breaks a bound;
-
-    zero or less is feasible. An unknown or NaN measure breaks it.
-    """
-    if value is None or math.isnan(value):
-        return math.inf
-    over = -math.inf if bound.max is None else value - bound.max
-    under = -math.inf if bound.min is None else bound.min - value
-    return max(over, under)
+def relative(distances: Mapping[str, float], objective: Objective) -> dict[str, float]:
+    """Return the violations that an older version stored as distances from their bounds."""
+    violations = {}
+    for name, distance in distances.items():
+        bound = objective.constraints.get(name, Bound())
+        ends = [abs(end) for end in (bound.min, bound.max) if end]
+        known = name != NOT_FINITE and distance < WORST
+        violations[name] = min(MOST, distance / max(ends, default=1.0)) if known else WORST
+    return violations
 
 
 class Study:
@@ -75,6 +75,7 @@ class Study:
                 "from what stands above it"
             ) from error
         self.distributions = distributions(spec.space)
+        self._rescale()
         # Not those that a driver which was killed has added already.
         for trial in earlier[len(self.trials()) :]:
             self.study.add_trial(trial)
@@ -89,6 +90,20 @@ class Study:
         for point in points:
             fixed = {name: encode(name, value) for name, value in point.items()}
             self.study.enqueue_trial(fixed, skip_if_exists=True)  # by a driver that was killed
+
+    def _rescale(self) -> None:
+        """Make violations relative that an older version stored as distances, 1.0 for a NaN.
+
+        In memory alone, since Optuna does not change trials that have ended; the study's attribute
+        names them, so that every later driver does the same.
+        """
+        if ABSOLUTE not in self.study.user_attrs:
+            older = [trial.number for trial in self.trials() if trial.constraints]
+            self.study.set_user_attr(ABSOLUTE, older)
+        for number in self.study.user_attrs[ABSOLUTE]:
+            trial = self.trial(number)
+            for name, value in relative(trial.constraints, self.spec.objective).items():
+                trial.system_attrs[f"constraints:{name}"] = value
 
     def _sampler(self, number: int) -> BaseSampler:
         """Return a sampler whose random state depends on the seed and the trial's number alone.
@@ -178,24 +193,23 @@ class Study:
         broken = []
         if value is None or not math.isfinite(value):
             broken.append(f"{self.spec.objective.metric} is {value}")
-            live.set_constraint(NOT_FINITE, 1.0)
+            live.set_constraint(NOT_FINITE, WORST)
         elif pairs not in self.trial(number).intermediate_values:
             live.report(value, step=pairs)
         for name, bound in self.spec.objective.constraints.items():
             measure = measures.get(name)
-            over = excess(bound, measure)
-            if over > 0:
+            violation = bound.violation(measure)
+            if violation > 0:
                 below = bound.min is not None and measure is not None and measure < bound.min
                 limit = f"< {bound.min}" if below or bound.max is None else f"> {bound.max}"
                 shown = "not known" if measure is None else f"{measure:.3g}"
                 broken.append(f"{name} {shown} {limit}")
-                # Optuna stores finite numbers; one that is not known is as broken as can be.
-                live.set_constraint(name, min(over, 1e9))
+                live.set_constraint(name, violation)
         return broken
 
     def diverged(self, number: int) -> None:
         """Record that training broke down."""
-        self._live(number).set_constraint(NOT_FINITE, 1.0)
+        self._live(number).set_constraint(NOT_FINITE, WORST)
 
     def tell(self, number: int, ended_by: str, cause: str | None) -> None:
         """End a trial.

@@ -10,7 +10,6 @@ import numpy as np
 
 from search_spaces.spec import Spec
 from tune.prepare import reference_measures
-from tune.study import excess
 
 CONFIDENCE = 0.95  # of the whole verdict: each of k finalists is tested at 1 - 0.05 / k
 RESAMPLES = 10_000
@@ -223,7 +222,7 @@ def _broken(
         known = [value for value in values if value is not None]
         mean = float(np.mean(known)) if len(known) == len(values) else None
         for value, of in ((own.get(name), ""), (mean, " over fresh seeds")):
-            if excess(bound, value) > 0:
+            if bound.violation(value) > 0:
                 broken.append(f"{name} {'not known' if value is None else f'{value:.3g}'}{of}")
     return broken
 

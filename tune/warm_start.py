@@ -20,7 +20,7 @@ from search_spaces.spec import Spec, load
 from trainables.artifacts import META, damage
 from tune.cluster.checkpoint_storage import TRIAL, Checkpoints, opened
 from tune.record import Record, place_of, read_decisions
-from tune.study import TAKEN_FROM, Study
+from tune.study import ABSOLUTE, TAKEN_FROM, Study, relative
 
 # What has to be equal for two trials to be measured by the same yardstick.
 SECTIONS = ("model", "revision", "dataset", "sft", "judge", "objective", "evaluation", "budget")
@@ -126,6 +126,9 @@ def warm_study(spec: Spec, record: Record, run: Run) -> Study:
     earlier = load(str(run.folder / layout.SPEC))
     study, _ = open_study(run.folder / layout.JOURNAL)
     found = study.get_trials(deepcopy=False) if study else []
+    # A journal without the attribute is of a version that stored distances alone.
+    attributes = study.user_attrs if study else {}
+    absolute = attributes.get(ABSOLUTE, range(len(found)))
     numbers: dict[int, int] = {}
     taken: list[FrozenTrial] = []
     for trial in found:
@@ -135,7 +138,7 @@ def warm_study(spec: Spec, record: Record, run: Run) -> Study:
         params = _in_space(spec, earlier.configuration(stored).fields)
         if params is not None:
             numbers[trial.number] = len(taken)
-            taken.append(_as_ours(spec, trial, params, run))
+            taken.append(_as_ours(spec, trial, params, run, trial.number in absolute))
     if not taken:
         raise UserError(
             f"search.warm_start: none of the {len(found)} trials of run {run.name} lies in this "
@@ -186,7 +189,10 @@ def _take_checkpoints(record: Record, run: Run, taken: Sequence[FrozenTrial]) ->
                 trial.user_attrs["checkpoint"] = ours.add(folder, path)
 
 
-def _as_ours(spec: Spec, trial: FrozenTrial, params: dict[str, Any], run: Run) -> FrozenTrial:
+def _as_ours(
+    spec: Spec, trial: FrozenTrial, params: dict[str, Any], run: Run, absolute: bool
+) -> FrozenTrial:
+    violations = relative(trial.constraints, spec.objective) if absolute else trial.constraints
     attributes = {**trial.user_attrs, TAKEN_FROM: f"{run.name}, trial {trial.number}"}
     ours = create_trial(
         state=trial.state,
@@ -195,7 +201,7 @@ def _as_ours(spec: Spec, trial: FrozenTrial, params: dict[str, Any], run: Run) -
         distributions=distributions(spec.space),
         user_attrs=attributes,
         intermediate_values=trial.intermediate_values,
-        constraints=trial.constraints,
+        constraints=violations,
     )
     ours.datetime_start, ours.datetime_complete = trial.datetime_start, trial.datetime_complete
     return ours

@@ -1,6 +1,7 @@
 """The journal: what is asked for, and that a new process asks for the same."""
 
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -16,10 +17,11 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search_spaces.errors import UserError
-from search_spaces.objective import Bound
+from search_spaces.objective import WORST
+from search_spaces.optuna_space import distributions
 from search_spaces.spec import Spec, validate
 from tune.ray_searcher import StudySearcher
-from tune.study import Study, excess
+from tune.study import Study
 
 
 def spec_of(**search: Any) -> Spec:
@@ -127,22 +129,71 @@ def test_damaged_journal_is_named_with_its_line(tmp_path: Path) -> None:
         Study(spec_of(), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("bound", "value", "expected"),
-    [
-        (Bound(max=20), 25.0, 5.0),
-        (Bound(max=20), 15.0, -5.0),
-        (Bound(min=0.1), 0.3, pytest.approx(-0.2)),
-        (Bound(min=0.1), 0.0, pytest.approx(0.1)),
-        (Bound(min=0, max=1), 3.0, 2.0),
-        (Bound(max=20), None, float("inf")),
-        (Bound(max=20), float("nan"), float("inf")),
-    ],
-)
-def test_excess_is_positive_when_a_bound_is_broken(
-    bound: Bound, value: float | None, expected: float
-) -> None:
-    assert excess(bound, value) == expected
+def diverging_share(folder: Path, seed: int, trials: int = 30) -> float:
+    """Return the share of TPE's draws above a learning rate of 1e-2, a fifth of the space.
+
+    Nothing is feasible: training diverges there, and below it kl is at least thrice its limit.
+    """
+    spec = validate(
+        {
+            "model": "quickstart",
+            "dataset": {"path": "quickstart"},
+            "judge": "quickstart",
+            "space": {
+                "learning_rate": {"loguniform": [1e-6, 1e-1]},
+                "beta": {"loguniform": [0.01, 1]},
+            },
+            "budget": {"pairs": 900},
+            "search": {"trials": trials, "seed": seed},
+        }
+    )
+    folder.mkdir()
+    study = Study(spec, folder)
+    drawn = []
+    for _ in range(trials):
+        number, params = study.ask()
+        diverges = params["learning_rate"] > 1e-2
+        drawn.append(diverges)
+        if diverges:
+            study.diverged(number)
+        else:
+            kl = 60 + 20 * math.log10(params["learning_rate"] / 1e-6)
+            study.measured(number, 100, {"win_rate": 0.5, "kl": kl})
+        study.tell(number, "nan" if diverges else "constraint", "a reason")
+    sampled = drawn[10:]  # the first ten are random
+    return sum(sampled) / len(sampled)
+
+
+def test_tpe_does_not_seek_divergence_while_nothing_is_feasible(tmp_path: Path) -> None:
+    shares = [diverging_share(tmp_path / str(seed), seed) for seed in range(4)]
+    assert sum(shares) / len(shares) <= 0.2
+
+
+def older_journal(folder: Path) -> None:
+    """Write what version 0.1 wrote: distances from bounds, 1.0 for a NaN."""
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
+    storage = optuna.storages.JournalStorage(backend)
+    study = optuna.create_study(storage=storage, study_name="search", direction="maximize")
+    for constraints in ({"finite": 1.0}, {"kl": 40.0}, {"finite": 1.0, "kl": 1e9}, {}):
+        trial = study.ask(distributions(spec_of().space))
+        trial.report(0.5, 100)
+        for name, value in constraints.items():
+            trial.set_constraint(name, value)
+        study.tell(trial, state=TrialState.PRUNED)
+
+
+def test_nan_of_an_older_journal_is_the_worst_as_well(tmp_path: Path) -> None:
+    """However often it is opened, and next to trials of this version."""
+    older_journal(tmp_path)
+    for _ in range(2):
+        study = Study(spec_of(), tmp_path)
+        found = [trial.constraints for trial in study.trials()][:4]
+        assert found == [{"finite": WORST}, {"kl": 2.0}, {"finite": WORST, "kl": WORST}, {}]
+        number, _ = study.ask()
+        study.measured(number, 100, {"win_rate": 0.5, "kl": 30.0})
+        study.tell(number, "constraint", "kl 30 > 20")
+        assert study.trial(number).constraints == {"kl": 0.5}
+        assert Study(spec_of(), tmp_path).trial(number).constraints == {"kl": 0.5}
 
 
 def test_trial_that_ray_gave_up_comes_next(tmp_path: Path) -> None:
