@@ -21,6 +21,7 @@ import numpy as np
 import ray
 from rich.console import Console
 
+from results.run import layout
 from search_spaces.spec import Spec, load
 from trainables.prepared import Prepared
 from trainables.trial_report import Report
@@ -30,6 +31,7 @@ from tune.cluster.shipping import Shipment
 from tune.inputs import Inputs, look_up
 from tune.prepare import prepare
 from tune.record import append_line, create, read_lines
+from tune.reference_logps import Stage, score_all
 
 CURVES = Path(__file__).with_name("curves.jsonl")
 LEARNING_RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
@@ -190,20 +192,21 @@ def main() -> None:
     record = create(spec, "curves", False, "python -m bench.curves")
     held = [(line["params"], line["seed"]) for line in read_lines(options.out)]
     with connected(None) as cluster:
-        preparation = prepare(spec, known, record, cluster, Shipment(cluster.node), console.print)
-        prepared: Prepared = preparation.search
+        sent, storage = Shipment(cluster.node), record.folder.absolute().parent
+        preparation = prepare(spec, known, record, cluster, sent, console.print)
+        stage = Stage(spec, storage / layout.PREPARED, cluster, sent, console.print)
+        prepared: Prepared = score_all(stage, preparation.search)  # every seed sees other pairs
         if not any(line["params"] is None for line in read_lines(options.out)):
             reference = {"params": None, "seed": None, "rungs": []}
             reference["truth"] = truth(prepared.model, prepared.tokenizer)
             reference["reference"] = record.info["reference"]["validation"]
             append_line(options.out, reference)
-        sent = Shipment(cluster.node)
 
         @ray.remote(num_cpus=1, max_retries=0)
         def task(params: dict[str, Any], seed: int, sent: Shipment) -> dict[str, Any]:
             from tune.worker import ready
 
-            ready(spec, Share(cpu=1, gpu=0, concurrent=1), sent)
+            ready(spec, Share(cpu=1, gpu=0, concurrent=1), sent, None)
             with_trl = seed == spec.search.seed
             return curve(spec, params, seed, prepared.at(sent.here), with_trl)
 

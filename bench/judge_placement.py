@@ -77,13 +77,13 @@ def trial(spec: Spec, prepared: Prepared, share: Share, shared: Any) -> None:
     from tune.worker import ready
 
     own = spec if shared is None else spec.model_copy(update={"judge": None})
-    judge: Judge | None = ready(own, share, Shipment(""))[0]
+    judge: Judge | None = ready(own, share, Shipment(""), None)[0]
     if shared is not None:
 
         def judge(prompts: list[str], answers: list[str]) -> list[float]:
             return ray.get(shared.score.remote(prompts, answers))  # type: ignore[no-any-return]
 
-    train(spec, PARAMS, prepared, lambda report: None, seed=1, judge=judge)
+    train(spec, PARAMS, prepared, lambda report: None, seed=spec.search.seed, judge=judge)
 
 
 def seconds(spec: Spec, prepared: Prepared, trials: int, way: str, gpus: float) -> float:

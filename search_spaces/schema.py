@@ -95,11 +95,16 @@ class Search(_Section):
 
 
 class Verify(_Section):
-    """How finalists are proved."""
+    """How finalists are proved, on the test split.
+
+    `prompts` of its distinct prompts get a sampled answer, and `pairs` of its pairs are measured:
+    at least one of each of these prompts.
+    """
 
     finalists: Count = 3
     seeds: Count = 2
     prompts: Count = 512
+    pairs: Count = 2048
 
 
 class Resources(_Section):

@@ -48,7 +48,7 @@ from trainables.evaluation.sampling import Sampling
 from trainables.judges import Judge
 from trainables.models import load_model, load_tokenizer
 from trainables.prepared import Prepared
-from trainables.reference import load_answers, load_logps
+from trainables.reference import load_answers, load_logps, scored_pairs, scored_rows
 from trainables.trial_report import Report
 
 log = logging.getLogger(__name__)
@@ -123,12 +123,12 @@ class _Trial:
     def _evaluate(self) -> Evaluation:
         spec, split = self.call.spec, self.call.prepared.held_out
         assert split.answers is not None
-        chosen, rejected = load_logps(split.logps)
+        pairs, chosen, rejected = scored_pairs(split)
         answers = load_answers(split.answers)
         return evaluate(
             self.trainer.accelerator.unwrap_model(self.trainer.model),
             self.trainer.processing_class,
-            HeldOut(load_pairs(split.pairs), chosen, rejected, answers, spec.evaluation.prompts),
+            HeldOut(pairs, chosen, rejected, answers, spec.evaluation.prompts),
             # The seed is the same for every trial, whatever it trains with: only policies differ.
             Sampling(spec.evaluation.max_new_tokens, spec.search.seed, spec.precision, self.batch),
             self.score_reference,
@@ -250,10 +250,17 @@ def _training_rows(call: Call, budget: Plan, longest_first: bool) -> Dataset:
     chosen, rejected = load_logps(call.prepared.train.logps)
     count = budget.steps * budget.effective_batch
     if longest_first:
-        lengths = [len(p) + max(len(c), len(r)) for p, c, r in _token_columns(rows)]
-        order = np.resize(np.argsort(lengths)[::-1], count)
+        lengths = np.array([len(p) + max(len(c), len(r)) for p, c, r in _token_columns(rows)])
+        scored = scored_rows(call.prepared.train.logps)  # others are not trained on
+        order = np.resize(scored[np.argsort(lengths[scored])[::-1]], count)
     else:
         order = in_order(len(rows), count, call.seed)
+    if missing := int(np.isnan(chosen[order]).sum()):
+        raise UserError(
+            f"{missing} of the {count} pairs to train on with seed {call.seed} have no log-probs "
+            f"under the reference in {call.prepared.train.logps}: the search was prepared for "
+            "another budget, batch or seed. Start a new run"
+        )
     rows = rows.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
     rows = rows.add_column("ref_chosen_logps", chosen)
     return rows.add_column("ref_rejected_logps", rejected).select(order)

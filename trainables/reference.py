@@ -17,6 +17,7 @@ import torch
 
 from search_spaces.errors import UserError
 from trainables.artifacts import write_bytes, write_text
+from trainables.data.preferences import load_pairs
 from trainables.devices import device_and_dtype
 from trainables.evaluation.logprobs import LogProbs, sequence_logps
 from trainables.evaluation.sampling import (
@@ -27,8 +28,10 @@ from trainables.evaluation.sampling import (
 )
 from trainables.judges import Judge
 from trainables.models import load_model, load_tokenizer
+from trainables.prepared import Split
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel
 
 ROWS_AT_ONCE = 4096  # as Python lists, the token ids of a whole data set take gigabytes
@@ -114,16 +117,39 @@ def reference_answers(
 
 
 def save_logps(path: Path, chosen: LogProbs, rejected: LogProbs) -> None:
-    """Write arrays `chosen` and `rejected` as float32, atomically."""
+    """Write arrays `chosen` and `rejected` as float32, atomically; NaN where there is none."""
     content = io.BytesIO()
     np.savez(content, chosen=np.float32(chosen), rejected=np.float32(rejected))
     write_bytes(path, content.getvalue())
 
 
 def load_logps(path: Path) -> tuple[LogProbs, LogProbs]:
-    """Return the stored log-probs of the chosen and the rejected answers, nats, shape (pairs,)."""
+    """Return the stored log-probs of the chosen and the rejected answers, nats, shape (pairs,).
+
+    A pair that no training of the search sees, and verification does not measure, has NaN.
+    """
     with np.load(path) as arrays:
         return arrays["chosen"], arrays["rejected"]
+
+
+def scored_rows(path: Path) -> np.ndarray:
+    """Return the positions of the pairs that have log-probs, int64 `(scored,)`."""
+    return np.flatnonzero(np.isfinite(load_logps(path)[0]))
+
+
+def scored_pairs(split: Split) -> tuple["Dataset", LogProbs, LogProbs]:
+    """Return the pairs of a split that have log-probs under the reference, and these."""
+    pairs, (chosen, rejected) = load_pairs(split.pairs), load_logps(split.logps)
+    rows = scored_rows(split.logps)
+    if len(rows) < len(pairs):
+        pairs = pairs.select(rows)
+    return pairs, chosen[rows], rejected[rows]
+
+
+def scored_prompts(split: Split) -> list[tuple[int, ...]]:
+    """Return the token ids of the prompt of each pair that has log-probs."""
+    prompts = pyarrow.parquet.read_table(split.pairs, columns=["prompt_ids"])["prompt_ids"]
+    return [tuple(ids) for ids in prompts.take(scored_rows(split.logps)).to_pylist()]
 
 
 def load_answers(path: Path) -> list[dict[str, Any]]:

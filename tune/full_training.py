@@ -25,6 +25,7 @@ from search_spaces.errors import UserError
 from search_spaces.schema import Budget
 from search_spaces.spec import Spec, load
 from trainables.artifacts import damage, storage_fault, write_json
+from trainables.reference import scored_prompts
 from trainables.trial_report import Report
 from tune.cluster.connection import Cluster, connected, host
 from tune.cluster.latest_checkpoint import checkpoints, keep, newest, seen
@@ -36,6 +37,7 @@ from tune.export import model_folder
 from tune.inputs import judge_files
 from tune.prepare import Preparation, recorded
 from tune.record import Record, claim, now, read_lines, resume_command, storage_option
+from tune.reference_logps import Stage, score_all
 from tune.verdict import CONFIDENCE, Measured, bounds, resampled
 from tune.verify import _load, _measured, verification_spec
 
@@ -174,6 +176,8 @@ def _train(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train, measure, compare; make the model's folder, then `full.json`."""
+    stage = Stage(job.spec, run.storage / layout.PREPARED, cluster, sent, say)
+    prepared = replace(prepared, search=score_all(stage, prepared.search))
     sent.add([*prepared.files(), *judge_files(job.spec)])
     each = share(job.spec, cluster, prepared.search, sent)
     _drop_damaged(job.home, say)
@@ -305,8 +309,7 @@ def _on_test_split(job: Job, prepared: Preparation, report: Report, run: Run) ->
     answers = prepared.test.answers
     assert answers is not None
     reference = {line["row"]: line for line in read_lines(answers)}
-    asked = pyarrow.parquet.read_table(prepared.test.pairs, columns=["prompt_ids"])["prompt_ids"]
-    measured = _measured(job.spec, report, reference, [tuple(ids) for ids in asked.to_pylist()])
+    measured = _measured(job.spec, report, reference, scored_prompts(prepared.test))
     if not np.isfinite(measured.gains).all():
         shutil.rmtree(job.home.parent)  # going on from there would end there again
         why = report.diverged or "what it gives on the test split is not finite"

@@ -1,14 +1,10 @@
 """Stage 1 prepares data, SFT pass, reference log-probs and answers, once for all equal searches."""
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import ray
+from typing import Literal
 
 from results.publish.licence import of_repository
 from results.run import layout
@@ -16,22 +12,27 @@ from search_spaces.errors import UserError
 from search_spaces.spec import Spec
 from trainables.artifacts import META, build_once, checksum, damage, write_bytes
 from trainables.data.chat_template import OURS
+from trainables.evaluation.metrics import reference_measures
 from trainables.prepared import Prepared, Split
 from tune.cluster.connection import Cluster
 from tune.cluster.shipping import Shipment, build_on_worker
 from tune.inputs import (
-    MODEL_FILES,
-    TOKENIZER_FILES,
     Inputs,
-    contents_of,
     files_of,
     judge_files,
     judge_identity,
+    model_contents,
+    same_judge,
+    tokenizer_contents,
 )
 from tune.record import Record, read_lines
-from tune.worker import build_answers, build_data, build_sft, max_length, score_pairs
+from tune.reference_logps import Reference, Stage, prepare_logps
+from tune.worker import build_answers, build_data, build_sft, max_length
 
-SPLITS = ("train", "validation", "test")
+# Each counts up when what its stage computes or keeps changes: a new run then makes its own folder.
+# A run that began with an older folder keeps it.
+DATA = 1  # 0, without a number: the key lacked added tokens, config.json and remote code
+SFT = 1  # 0: the key lacked generation_config.json and remote code
 ANSWERS = 3  # counts up when what is kept of an answer changes: older ones are sampled again
 
 
@@ -74,7 +75,7 @@ def recorded(spec: Spec, record: Record) -> Preparation | None:
     meta = json.loads((folders["answers"] / META).read_text(encoding="utf-8"))
     pinned = record.info.get("revisions") or {}
     judge, commit = judge_identity(spec.judge, pinned.get("judge"))
-    if judge != meta["inputs"]["judge"]:
+    if not same_judge(meta["inputs"], judge):
         raise UserError(
             f"the judge {spec.judge!r} is not the one that run {record.folder.name} began with, "
             "and two judges' scores cannot be compared: put it back, or start a new run"
@@ -93,40 +94,6 @@ def _preparation(
         model, data / "tokenizer", split("train"), split("validation"), judge_revision
     )
     return Preparation(search, split("test"))
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What each of the four functions below is given.
-
-    Attributes:
-        spec: the resolved search.
-        inputs: what it names, looked up.
-        root: the folder of all prepared folders.
-        cluster: where to compute.
-        sent: the run's shipment, to which each step adds the files that its tasks need.
-        say: is called with each step, in a few words, as it begins.
-    """
-
-    spec: Spec
-    inputs: Inputs
-    root: Path
-    cluster: Cluster
-    sent: Shipment
-    say: Callable[[str], None]
-
-    @property
-    def gpus(self) -> float:
-        """GPUs of one task."""
-        return 1.0 if self.cluster.gpus and self.spec.resources.gpu != 0 else 0.0
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The model that every trial starts from, and what the keys of its numbers hold of it."""
-
-    model: Path
-    identity: Mapping[str, object]
 
 
 def prepare(
@@ -152,22 +119,22 @@ def prepare(
             run began with.
     """
     root = record.folder.absolute().parent / layout.PREPARED
-    stage = Stage(spec, inputs, root, cluster, sent, say)
+    stage = Stage(spec, root, cluster, sent, say)
     commit = inputs.source["revision"]
     record.update(
         revisions={"model": inputs.commit, "dataset": commit, "judge": inputs.judge_commit}
     )
-    data = prepare_data(stage)
+    data = prepare_data(stage, inputs)
     write_bytes(record.folder / layout.DATA_REPORT, (data / layout.DATA_REPORT).read_bytes())
-    sft = prepare_sft(stage, data) if spec.sft is not None else None
+    sft = prepare_sft(stage, inputs.base, data) if spec.sft is not None else None
     # `precision: auto` is another dtype on a GPU than on the CPU.
     numbers = {"precision": spec.precision, "device": "gpu" if stage.gpus else "cpu"}
-    model = contents_of(inputs.base, MODEL_FILES) if sft is None else sft.name
+    model = model_contents(spec, inputs.base) if sft is None else sft.name
     reference = Reference(
         inputs.base if sft is None else sft / "model", {"model": model, **numbers}
     )
     logps = prepare_logps(stage, data, reference)
-    answers = prepare_answers(stage, data, reference)
+    answers = prepare_answers(stage, inputs, data, reference)
     names = {
         "data": data.name,
         "sft": sft.name if sft else None,
@@ -191,32 +158,34 @@ def prepare(
     return _preparation(reference.model, data, logps, answers, inputs.judge_commit)
 
 
-def prepare_data(stage: Stage) -> Path:
+def prepare_data(stage: Stage, inputs: Inputs) -> Path:
     """Return the folder of clean, split and tokenised pairs."""
     stage.say("preparing the pairs")
     d = stage.spec.dataset
     key = {
-        "source": stage.inputs.source,
+        "format": DATA,
+        "source": inputs.source,
         "split": {"test": d.test_fraction, "validation": d.validation_pairs, "seed": d.seed},
-        "tokenizer": contents_of(stage.inputs.base, TOKENIZER_FILES),
+        "tokenizer": tokenizer_contents(stage.spec, inputs.base),
         "template": checksum(OURS),
         "max_length": max_length(stage.spec),
     }
 
     def build(out: Path) -> None:
         # On the driver's node, which has the user's files; it may be a head without CPUs to give.
-        build_on_worker(stage.cluster, build_data, out, stage.spec, stage.inputs, cpus=0)
+        build_on_worker(stage.cluster, build_data, out, stage.spec, inputs, cpus=0)
 
     return build_once(stage.root, "data", key, build)
 
 
-def prepare_sft(stage: Stage, data: Path) -> Path:
+def prepare_sft(stage: Stage, base: Path, data: Path) -> Path:
     """Return the folder of the supervised pass, whose model is the reference."""
-    spec, base = stage.spec, stage.inputs.base
+    spec = stage.spec
     assert spec.sft is not None
     stage.say("training the reference (SFT)")
     key = {
-        "model": contents_of(base, MODEL_FILES),
+        "format": SFT,
+        "model": model_contents(spec, base),
         "precision": spec.precision,
         "device": "gpu" if stage.gpus else "cpu",
         "data": data.name,
@@ -236,40 +205,7 @@ def prepare_sft(stage: Stage, data: Path) -> Path:
     return build_once(stage.root, "sft", key, build)
 
 
-def prepare_logps(stage: Stage, data: Path, reference: Reference) -> Path:
-    """Return the folder of the reference's log-probs of every pair."""
-    stage.say("scoring the pairs under the reference")
-    key = {**reference.identity, "data": data.name, "lora": stage.spec.lora is not None}
-
-    def build(out: Path) -> None:
-        from trainables.reference import save_logps
-
-        cluster, paths = stage.cluster, [data / f"{name}.parquet" for name in SPLITS]
-        files = [*files_of(reference.model), *files_of(data / "tokenizer"), *paths]
-        sent = stage.sent.add(files)
-        shards = max(1, int(cluster.gpus if stage.gpus else cluster.cpus))
-        score = ray.remote(num_cpus=1, num_gpus=stage.gpus, max_retries=2)(score_pairs)
-        parts = ray.get(
-            [
-                score.remote(stage.spec, sent, reference.model, data, (shard, shards))
-                for shard in range(shards)
-            ]
-        )
-        for name in SPLITS:
-            both = np.empty((2, sum(part[name].shape[1] for part in parts)), np.float32)
-            for shard, part in enumerate(parts):
-                both[:, shard::shards] = part[name]
-            if not np.isfinite(both).all():
-                raise UserError(
-                    f"the reference {stage.spec.model!r} gives pairs of {name} a log-prob that is "
-                    "not a number: use an undamaged model, or set precision to fp32"
-                )
-            save_logps(out / f"{name}.npz", *both)
-
-    return build_once(stage.root, "reference", key, build)
-
-
-def prepare_answers(stage: Stage, data: Path, reference: Reference) -> Path:
+def prepare_answers(stage: Stage, inputs: Inputs, data: Path, reference: Reference) -> Path:
     """Return the folder of the reference's own answers, sampled and judged."""
     spec, model = stage.spec, reference.model
     stage.say("sampling the reference's answers")
@@ -277,7 +213,7 @@ def prepare_answers(stage: Stage, data: Path, reference: Reference) -> Path:
         **reference.identity,
         "format": ANSWERS,
         "data": data.name,
-        "judge": stage.inputs.judge,
+        "judge": inputs.judge,
         "evaluation": spec.evaluation.model_dump(),
         "verify_prompts": spec.verify.prompts,
         "seed": spec.search.seed,
@@ -286,7 +222,7 @@ def prepare_answers(stage: Stage, data: Path, reference: Reference) -> Path:
     def build(out: Path) -> None:
         held_out = [data / "validation.parquet", data / "test.parquet"]
         files = [*files_of(model), *files_of(data / "tokenizer"), *held_out, *judge_files(spec)]
-        arguments = (spec, stage.sent.add(files), model, data, stage.inputs.judge_commit)
+        arguments = (spec, stage.sent.add(files), model, data, inputs.judge_commit)
         build_on_worker(stage.cluster, build_answers, out, *arguments, gpus=stage.gpus)
 
     return build_once(stage.root, "answers", key, build)
@@ -308,21 +244,3 @@ def _warn_of_limits(
 def _licence(kind: Literal["model", "dataset"], path: str, commit: str | None) -> dict[str, str]:
     """Note down a Hub repository's licence for the model card, as it is when it is used."""
     return of_repository(kind, path, commit) if commit is not None else {}
-
-
-def reference_measures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Return the reference's row of the leaderboard, from its answers and by definition."""
-    lines = list(lines)
-    scores = [line["score"] for line in lines if line["score"] is not None]
-    return {
-        "win_rate": 0.5 if scores else None,
-        "judge_score": float(np.mean(scores)) if scores else None,
-        "kl": 0.0,
-        "pair_loss": math.log(2),
-        "accuracy": 0.5,
-        "margin": 0.0,
-        "chosen_drift": 0.0,
-        "length_ratio": 1.0,
-        "repetition": float(np.mean([line["repetition"] for line in lines])),
-        "ended": float(np.mean([line["ended"] for line in lines])),
-    }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from search_spaces.spec import Spec
-from tune.prepare import reference_measures
+from trainables.evaluation.metrics import reference_measures
 
 CONFIDENCE = 0.95  # of the whole verdict: each of k finalists is tested at 1 - 0.05 / k
 RESAMPLES = 10_000

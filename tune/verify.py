@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet
 import ray
 from optuna.trial import FrozenTrial, TrialState
 
@@ -23,6 +22,7 @@ from results.run.listing import open_run
 from search_spaces.errors import UserError
 from search_spaces.spec import Spec
 from trainables.artifacts import write_json
+from trainables.reference import scored_prompts
 from trainables.trial_report import Report
 from tune.cluster.checkpoint_storage import opened, trouble
 from tune.cluster.latest_checkpoint import keep, newest, seen
@@ -110,8 +110,7 @@ def verify(
     waiting: dict[ray.ObjectRef, tuple[int, int | None]] = {}
     before = {job: seen(home) for job, home in homes.items()}
     reference = {line["row"]: line for line in read_lines(answers)}
-    asked = pyarrow.parquet.read_table(prepared.test.pairs, columns=["prompt_ids"])["prompt_ids"]
-    prompts = [tuple(ids) for ids in asked.to_pylist()]  # of each pair
+    prompts = scored_prompts(prepared.test)  # of each pair
     failures = []
     while queue or waiting:
         if notice.given:

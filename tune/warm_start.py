@@ -88,19 +88,34 @@ def _other_spec(spec: Spec, earlier: Spec) -> Iterator[str]:
 def _other_content(record: Record, run: Run) -> Iterator[str]:
     """Yield what differs although the two specs name the same: files and repositories change."""
     now, then = record.info["prepared"], run.info.get("prepared") or {}
-    for stage, what in (("data", "data"), ("reference", "reference model")):
-        if now[stage] != then.get(stage):
-            yield f"another {what} ({then.get(stage)}, not {now[stage]})"
-    if _judge_of(record.folder, now) != _judge_of(run.folder, then):
+    if now["data"] != then.get("data"):
+        yield f"another data ({then.get('data')}, not {now['data']})"
+    # Which rows are scored differs with the space; the model that scores them must be the same.
+    if (old := _inputs(run.folder, then, "reference")) is None or (
+        _but_rows(old) != _but_rows(_inputs(record.folder, now, "reference") or {})
+    ):
+        yield f"another reference model ({then.get('reference')}, not {now['reference']})"
+    ours, theirs = (
+        _inputs(folder, prepared, "answers") or {}
+        for folder, prepared in ((record.folder, now), (run.folder, then))
+    )
+    if ours.get("judge") != theirs.get("judge"):
         yield "another judge"
+    if ours.get("format") != theirs.get("format"):
+        yield "answers of the reference from another version of preftune"
 
 
-def _judge_of(folder: Path, prepared: Mapping[str, Any]) -> object:
-    """Return what told the judge of a run from others: a checksum or a commit."""
-    meta = folder.parent / layout.PREPARED / str(prepared.get("answers")) / META
+def _inputs(folder: Path, prepared: Mapping[str, Any], stage: str) -> dict[str, Any] | None:
+    """Return what the key of a run's prepared stage was computed from, if that is known still."""
+    meta = folder.parent / layout.PREPARED / str(prepared.get(stage)) / META
     if not meta.is_file():
         return None
-    return json.loads(meta.read_text(encoding="utf-8"))["inputs"]["judge"]
+    inputs: dict[str, Any] = json.loads(meta.read_text(encoding="utf-8"))["inputs"]
+    return inputs
+
+
+def _but_rows(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name != "rows"}
 
 
 def _refuse(run: Run, differences: Iterator[str]) -> None:

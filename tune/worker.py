@@ -1,6 +1,7 @@
 """Every function that runs on a Ray worker; all take plain arguments."""
 
 import gc
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -170,19 +171,18 @@ def build_sft(folder: Path, spec: Spec, sent: Shipment, base: Path, data: Path) 
 
 
 def score_pairs(
-    spec: Spec, sent: Shipment, model: Path, data: Path, shard: tuple[int, int]
+    spec: Spec, sent: Shipment, model: Path, data: Path, rows: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return the reference's log-probs of one shard of each split.
+    """Return the reference's log-probs of some pairs of each split.
 
     Args:
-        shard: its number and how many there are: of 3 shards, number 1 has rows 1, 4, 7, ...
+        rows: positions in each split.
 
     Returns:
         For each split log-probs of the chosen and the rejected answers, nats, `(2, rows)`.
     """
     import torch
 
-    from trainables.data.preferences import SPLITS
     from trainables.devices import device_and_dtype, weights_dtype
     from trainables.models import load_model, load_tokenizer
     from trainables.reference import logps_of_pairs, read_pairs
@@ -194,14 +194,12 @@ def score_pairs(
     dtype = weights_dtype(spec.lora is not None, autocast)
     policy = load_model(sent.here(model), dtype=dtype, trust_remote_code=remote).to(device)
     tokenizer = load_tokenizer(sent.here(data / "tokenizer"), trust_remote_code=remote)
-    number, shards = shard
     scored = {}
-    for split in SPLITS:
-        pairs = read_pairs(sent.here(data / f"{split}.parquet"))
-        rows = np.arange(number, pairs.num_rows, shards)
+    for split, positions in rows.items():
+        pairs = read_pairs(sent.here(data / f"{split}.parquet")).take(positions)
         chosen, rejected = logps_of_pairs(
             policy,
-            pairs.take(rows),
+            pairs,
             batch_size=64,
             pad_token_id=tokenizer.pad_token_id or 0,
             autocast=autocast,

@@ -25,6 +25,7 @@ from results.run.run import Run
 from search_spaces.errors import UserError
 from search_spaces.spec import load, validate
 from trainables.artifacts import checksum, seal
+from trainables.evaluation.metrics import reference_measures
 from trainables.quickstart.world import rows
 from trainables.trial_report import Report
 from tune.cluster.connection import connected
@@ -32,7 +33,7 @@ from tune.cluster.latest_checkpoint import newest
 from tune.cluster.shipping import Shipment
 from tune.full_training import Job, _compared, _drop_damaged, _on_test_split, train_winner
 from tune.inputs import look_up
-from tune.prepare import Preparation, prepare, reference_measures
+from tune.prepare import Preparation, prepare
 from tune.record import claim, create, read_lines
 from tune.study import Study
 from tune.verdict import Measured

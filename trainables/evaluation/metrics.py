@@ -5,7 +5,9 @@ chosen answer (policy minus reference) minus that of the rejected one. A NaN any
 makes the measure NaN: a trial that diverged must not look better for the rows it lost.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -165,3 +167,21 @@ def _softplus(x: Floats) -> Floats:
 
 def _sigmoid(x: Floats) -> Floats:
     return np.exp(-_softplus(-x))
+
+
+def reference_measures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return the reference's row of the leaderboard, from its answers and by definition."""
+    lines = list(lines)
+    scores = [line["score"] for line in lines if line["score"] is not None]
+    return {
+        "win_rate": 0.5 if scores else None,
+        "judge_score": float(np.mean(scores)) if scores else None,
+        "kl": 0.0,
+        "pair_loss": math.log(2),
+        "accuracy": 0.5,
+        "margin": 0.0,
+        "chosen_drift": 0.0,
+        "length_ratio": 1.0,
+        "repetition": float(np.mean([line["repetition"] for line in lines])),
+        "ended": float(np.mean([line["ended"] for line in lines])),
+    }
