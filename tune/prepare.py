@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from results.publish.licence import of_repository
 from results.run import layout
@@ -125,7 +125,9 @@ def prepare(
         revisions={"model": inputs.commit, "dataset": commit, "judge": inputs.judge_commit}
     )
     data = prepare_data(stage, inputs)
-    write_bytes(record.folder / layout.DATA_REPORT, (data / layout.DATA_REPORT).read_bytes())
+    report = (data / layout.DATA_REPORT).read_bytes()
+    write_bytes(record.folder / layout.DATA_REPORT, report)
+    say(pairs_sentence(json.loads(report)))
     sft = prepare_sft(stage, inputs.base, data) if spec.sft is not None else None
     # `precision: auto` is another dtype on a GPU than on the CPU.
     numbers = {"precision": spec.precision, "device": "gpu" if stage.gpus else "cpu"}
@@ -176,6 +178,24 @@ def prepare_data(stage: Stage, inputs: Inputs) -> Path:
         build_on_worker(stage.cluster, build_data, out, stage.spec, inputs, cpus=0)
 
     return build_once(stage.root, "data", key, build)
+
+
+def pairs_sentence(report: Mapping[str, Any]) -> str:
+    """Return how many pairs a data report counts, and what was dropped or cut and why."""
+    splits = report["splits"]
+    kept = sum(split["kept"] for split in splits.values())
+    dropped = {
+        reason: sum(split["dropped"].get(reason, 0) for split in splits.values())
+        for reason in report["reasons"]
+    }
+    parts = [f"{kept:,} of {sum(split['raw'] for split in splits.values()):,} pairs can be used"]
+    parts += [f"{n:,} dropped: {report['reasons'][why]}" for why, n in dropped.items() if n]
+    cut = sum((split["truncated"] or 0.0) * split["kept"] for split in splits.values()) / kept
+    if cut:
+        parts.append(
+            f"{cut:.2%} of them have an answer cut to training.max_length {report['max_length']:,}"
+        )
+    return "; ".join(parts)
 
 
 def prepare_sft(stage: Stage, base: Path, data: Path) -> Path:

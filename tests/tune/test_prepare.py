@@ -19,7 +19,7 @@ from trainables.prepared import Prepared, Split
 from trainables.quickstart.world import BASE
 from trainables.reference import load_logps, save_logps, scored_pairs, scored_prompts
 from tune.inputs import contents_of, model_contents, same_judge, tokenizer_contents
-from tune.prepare import recorded
+from tune.prepare import pairs_sentence, recorded
 from tune.record import Record
 from tune.scored_rows import most_pairs, training_rows
 from tune.scored_rows import test_rows as measured
@@ -239,3 +239,19 @@ def test_a_run_of_an_older_version_keeps_what_it_was_prepared_with(
     found = recorded(search(storage=str(run.parent)), Record(run, None))
     assert found is not None and found.search.model == BASE
     assert len(scored_pairs(found.test)[0]) == len(scored_prompts(found.test)) > 64
+
+
+def test_what_is_dropped_and_cut_is_named() -> None:
+    """Of 10 + 20 usable pairs 3 + 0 have a cut answer: a tenth."""
+    report = {
+        "max_length": 1024,
+        "reasons": {"a": "an answer is empty", "b": "both are the same", "c": "no prompt"},
+        "splits": {
+            "train": {"raw": 14, "kept": 10, "dropped": {"a": 3, "b": 1, "c": 0}, "truncated": 0.3},
+            "test": {"raw": 21, "kept": 20, "dropped": {"a": 0, "b": 1, "c": 0}, "truncated": 0.0},
+        },
+    }
+    assert pairs_sentence(report) == (
+        "30 of 35 pairs can be used; 3 dropped: an answer is empty; 2 dropped: both are the same; "
+        "10.00% of them have an answer cut to training.max_length 1,024"
+    )
