@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from hub import Hub
+from searching import HANG
 
 # An editable install puts the checkout on the path, by a .pth file or a finder.
 START = """
@@ -32,7 +33,7 @@ def python(hub: Hub, home: Path, code: str, *arguments: str) -> str:
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]

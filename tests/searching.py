@@ -16,6 +16,7 @@ import psutil
 from results.run.run import Run
 
 ROOT = Path(__file__).parent.parent
+HANG = 1800  # seconds: a time-out ends what hangs, not what is slow on a busy machine
 PLANTED = "hf_planted_and_never_to_be_written_down"  # the token that every search is given
 
 
@@ -34,7 +35,7 @@ def preftune(
         env={**environment(), **(settings or {})},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=HANG,
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr
@@ -88,7 +89,7 @@ def drives(process: "subprocess.Popen[str]", folder: Path) -> bool:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + HANG
     while not condition():
         assert process.poll() is None, f"ended too early:\n{process.communicate()[0]}"
         assert time.monotonic() < deadline

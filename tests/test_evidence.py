@@ -115,7 +115,6 @@ def test_tables_of_the_page_are_these(curves: Curves) -> None:
     assert all(f"win rate by {100 * deviation:.1f} points" in PAGE for deviation in seeds[1:])
 
 
-@pytest.mark.timeout(300)
 def test_search_is_close_to_the_best_with_forty_per_cent_of_the_pairs(curves: Curves) -> None:
     """The searcher and the scheduler of a real search, on recorded trials; 20 seeds."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)

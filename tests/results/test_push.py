@@ -11,6 +11,7 @@ import yaml
 from hub import Hub
 from publishing import PICTURE, PUBLISHED, TOKEN, draw, published, pushed
 from run_folder import write_model, write_run
+from searching import HANG
 
 from results.publish.hub_names import tag_of
 from results.publish.push import push
@@ -188,7 +189,7 @@ def test_the_command_says_what_it_did(me: Hub, run: Run, tmp_path: Path) -> None
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG,
         )
 
     done = preftune("push", "won", "me/from-env", "--dry-run", token=None)

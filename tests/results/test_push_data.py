@@ -10,6 +10,7 @@ import pytest
 from hub import Hub
 from publishing import TOKEN, published
 from run_folder import write_lines, write_run
+from searching import HANG
 
 from results.publish.push_data import push_data
 from results.publish.votes import votes
@@ -78,7 +79,7 @@ def test_datasets_and_preftune_read_what_was_pushed(me: Hub, run: Run, tmp_path:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
     )
     assert read.returncode == 0, read.stderr
     default, trials, curves, cast, rows, conversational = json.loads(read.stdout.splitlines()[-1])

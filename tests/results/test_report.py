@@ -17,6 +17,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import create_trial
 from run_folder import write_lines, write_run
+from searching import HANG
 
 from results.report.page import page, write_figures, write_report
 from results.report.plots import figures
@@ -337,7 +338,7 @@ def preftune(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
         check=False,
     )
 

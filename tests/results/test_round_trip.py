@@ -12,6 +12,7 @@ from clean import python
 from hub import Hub
 from publishing import ASKED, READ, TOKEN, draw, published, pushed
 from run_folder import write_run
+from searching import HANG
 
 from results.publish.card import published_texts
 from results.publish.push import push
@@ -82,7 +83,7 @@ def test_preftune_chat_talks_to_it(me: Hub, run: Run, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
     )
     assert done.returncode == 0, done.stderr
     assert "Paris" in json.loads(done.stdout.splitlines()[-1])
@@ -113,13 +114,13 @@ def test_a_name_without_an_owner_is_asked_for_on_the_hub(me: Hub, tmp_path: Path
         page.terminate()
         page.communicate(timeout=20)
     unknown = chat(me, tmp_path, "gpt22")
-    _, said = unknown.communicate(timeout=60)
+    _, said = unknown.communicate(timeout=HANG)
     assert unknown.returncode == 1 and "Traceback" not in said
     assert "'gpt22' is neither a run nor a model" in said
     assert "the Hub knows no 'gpt22'" in said
     me.fail("GET", "/api/models/gpt22")
     unreached = chat(me, tmp_path, "gpt22")
-    _, said = unreached.communicate(timeout=60)
+    _, said = unreached.communicate(timeout=HANG)
     assert unreached.returncode == 1 and "the Hub cannot be asked for 'gpt22' now" in said
 
 
@@ -152,7 +153,7 @@ def test_what_cannot_be_chatted_with_is_one_sentence(me: Hub, tmp_path: Path) ->
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
     )
     gated, private, missing, pickled, custom_code = done.stdout.splitlines()
     assert f"lab/gated is gated: accept its terms on {me.endpoint}/lab/gated, then log" in gated

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from rich.console import Console, RenderableType
 from run_folder import write_run
+from searching import HANG
 
 from results.formatting import compact
 from results.publish.card import model_card
@@ -114,7 +115,7 @@ def test_listing_imports_neither_optuna_nor_torch(storage: Path) -> None:
         "sorted({'optuna', 'torch', 'pandas'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code, str(storage)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG)
     assert done.stdout.strip() == "3 []", done.stderr
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from searching import environment
+from searching import HANG, environment
 
 from trainables.artifacts import (
     build_once,
@@ -113,7 +113,7 @@ print((build_once(root, "data", {{"seed": 1}}, build) / "builder").read_text())
         )
         for names in (("one", "two"), ("two", "one"))
     ]
-    builders = {process.communicate(timeout=60)[0].strip() for process in processes}
+    builders = {process.communicate(timeout=HANG)[0].strip() for process in processes}
     assert len(builders) == 1 and builders <= {"one", "two"}
     assert len(leftovers(tmp_path)) == 1
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hub import Hub
-from searching import PLANTED, ROOT, preftune
+from searching import HANG, PLANTED, ROOT, preftune
 from transformers import (
     AutoTokenizer,
     GPT2Config,
@@ -215,7 +215,7 @@ def test_a_resumed_run_keeps_its_commits(
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
     )
     assert done.stdout.split() == [commits["judge"]], done.stderr
     assert len(hub.requests) == seen
@@ -260,7 +260,7 @@ def sentences(settings: dict[str, str], *asked: tuple[str | None, ...]) -> list[
         env={**os.environ, "HF_TOKEN": "", **settings, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
     )
     assert done.returncode == 0, done.stderr
     said: list[str] = json.loads(done.stdout.splitlines()[-1])

@@ -18,7 +18,7 @@ from trainables.prepared import Prepared
 from trainables.quickstart.judge import judge
 from trainables.trial_report import Report
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.gpu
 
 PARAMS = {"learning_rate": 1e-4, "beta": 0.3, "per_device_train_batch_size": 8}
 MB = 1e6

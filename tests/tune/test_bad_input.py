@@ -31,7 +31,7 @@ import pytest
 import streamlit.logger
 import yaml
 from run_folder import write_model, write_run
-from searching import environment
+from searching import HANG, environment
 from streamlit.testing.v1 import AppTest
 
 import tune.cluster.connection
@@ -550,7 +550,7 @@ def test_command_of_its_own_ends_with_all_its_processes(tmp_path: Path) -> None:
         env={**environment(), **places, **dict([mark.split("=")])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
         check=False,
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr

@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial
 from pyarrow import fs
 from run_folder import write_model, write_run
-from searching import end_with_family, lines, preftune, start, story, wait_for
+from searching import HANG, end_with_family, lines, preftune, start, story, wait_for
 from test_search import TINY
 
 from results.publish.push import push
@@ -38,7 +38,6 @@ SECRET = "planted+secret/key"
 MOTO = Path(sys.prefix) / "moto" / "bin" / "moto_server"
 pytestmark = [
     pytest.mark.skipif(not MOTO.exists(), reason="`make test` brings the S3 server"),
-    pytest.mark.timeout(600),
 ]
 
 
@@ -438,7 +437,7 @@ def test_server_that_hangs_ends_the_search_not_its_trials(
     process = start(place, "run", "tiny.yaml", "--name", "gone", *IN_BUCKET)
     wait_for(lambda: bool(lines(folder / "decisions.jsonl")), process)
     server.process.send_signal(signal.SIGSTOP)
-    printed = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=HANG)[0]
     server.process.send_signal(signal.SIGCONT)
     assert process.returncode == 1 and "Traceback" not in printed, printed
     sentence = printed.strip().splitlines()[-1]

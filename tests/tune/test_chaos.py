@@ -19,7 +19,7 @@ from results.run.listing import open_run
 from results.run.run import Run
 from tune.asha import promoted
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.chaos
 
 
 def interrupted_at_random(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from searching import environment
+from searching import HANG, environment
 
 from search_spaces.errors import UserError
 from search_spaces.spec import validate
@@ -24,7 +24,7 @@ def preftune(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProc
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
         check=False,
     )
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from faulty import settings, trained
 from searching import (
+    HANG,
     drives,
     end_with_family,
     left_running,
@@ -30,7 +31,7 @@ from results.run.listing import open_run
 from results.run.run import Run
 from tune.record import Record
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.chaos
 
 
 def descendants(process: "subprocess.Popen[str]", word: str) -> list[psutil.Process]:
@@ -62,7 +63,7 @@ def test_ray_that_dies_leaves_a_sentence_and_a_run_that_goes_on(
         family = psutil.Process(process.pid).children(recursive=True)
         (victim,) = descendants(process, daemon)
         victim.kill()
-        printed = process.communicate(timeout=200)[0]
+        printed = process.communicate(timeout=HANG)[0]
         assert process.returncode not in (0, None)
         assert "preftune resume rayless" in printed and "Traceback" not in printed, printed
         assert left_running(family, 90) == []
@@ -84,7 +85,7 @@ def test_signals_at_random_moments_end_in_the_resume_line(
         time.sleep(chance.uniform(0.5, 15))
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
-        printed = process.communicate(timeout=100)[0]
+        printed = process.communicate(timeout=HANG)[0]
         assert process.returncode == 130, printed
         assert printed.count("preftune resume signalled") == 1, printed
         assert "Traceback" not in printed, printed
@@ -119,7 +120,7 @@ def test_notice_is_time_to_save(undisturbed_search: tuple[Path, Run, int]) -> No
     process = start(place, "run", "spec.yaml", "--name", "noticed", *settings(*values))
     wait_for(lambda: step() >= 100, process)
     process.send_signal(signal.SIGTERM)
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=HANG)[0]
     assert process.returncode == 130, printed
     assert "running trials (1) save a checkpoint first" in printed
     saved = step()
@@ -158,7 +159,7 @@ def test_notice_is_time_to_save_a_finalist_trained_again(
     pairs = place / "pairs.log"
     wait_for(lambda: pairs.exists() and len(pairs.read_text().splitlines()) > 8, process)
     process.send_signal(signal.SIGTERM)
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=HANG)[0]
     (place / "faults.json").write_text("{}")
     assert process.returncode == 130 and "Traceback" not in printed, printed
     assert "save a checkpoint first" in printed and "preftune resume proven" in printed

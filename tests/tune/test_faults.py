@@ -12,14 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from searching import environment, heed_signals, lines, preftune, start, wait_for
+from searching import HANG, environment, heed_signals, lines, preftune, start, wait_for
 
 from results.run.listing import open_run
 from search_spaces.errors import UserError
 from trainables.quickstart.world import rows
 from tune.record import claim
-
-pytestmark = pytest.mark.timeout(600)
 
 SPEC = """
 model: quickstart
@@ -90,7 +88,7 @@ def test_trials_and_measurements_that_fail_do_so_alone_with_their_cause(place: P
     process = start(place, "run", "spec.yaml", "--name", "bad", "--set", "search.trials=7")
     wait_for(lambda: bool(lines(place / "runs" / "bad" / "decisions.jsonl")), process)
     laid_out(place, **faults, **{"None": "raise"})
-    printed = process.communicate(timeout=400)[0]
+    printed = process.communicate(timeout=HANG)[0]
     assert process.returncode == 1 and "Traceback" not in printed, printed
     assert "2 of 2 measurements on the test split failed" in printed
     assert "OverflowError: a score is too large" in printed and "preftune resume bad" in printed
@@ -162,7 +160,7 @@ def test_full_disk_and_lost_storage_end_the_search_not_its_trials(
     process = start(tmp_path, "resume", "full", "--storage", str(small_disk))
     wait_for(lambda: bool(lines(folder / "decisions.jsonl")), process)
     subprocess.run(["umount", "-l", str(small_disk)], check=True)
-    printed = process.communicate(timeout=120)[0]
+    printed = process.communicate(timeout=HANG)[0]
     assert process.returncode == 1 and "Traceback" not in printed
     assert printed.count("preftune resume full") == 1
     assert mount("--bind", str(tmp_path / "disk"), str(small_disk))
@@ -181,7 +179,7 @@ def test_second_driver_stop_more_trials_and_ctrl_c(place: Path) -> None:
     refused = preftune(place, "resume", "halt", code=1)
     assert "run halt is going on (process" in refused and "preftune stop halt" in refused
     assert "ends after its next rungs" in preftune(place, "stop", "halt")
-    printed = process.communicate(timeout=200)[0]
+    printed = process.communicate(timeout=HANG)[0]
     assert process.returncode == 0 and "Traceback" not in printed, printed
     run = open_run(folder)
     assert run.state == "stopped" and run.verdict() is not None
@@ -194,7 +192,7 @@ def test_second_driver_stop_more_trials_and_ctrl_c(place: Path) -> None:
     wait_for(lambda: len(lines(folder / "decisions.jsonl")) > known, process)
     assert open_run(folder).spec["search"]["trials"] == 10
     process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=100)[0]
+    printed = process.communicate(timeout=HANG)[0]
     assert process.returncode == 130, printed
     assert "preftune resume halt" in printed and "Traceback" not in printed
     assert open_run(folder).state == "interrupted"
@@ -280,7 +278,7 @@ with terminable():
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=HANG,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -312,7 +310,7 @@ with connected(None, cpus=1) as cluster:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=HANG,
         check=False,
     )
     assert (tmp_path / "attempts").read_text() == "xxx"
@@ -399,7 +397,7 @@ def test_trial_of_a_lost_node_goes_on_elsewhere(
 
     wait_for(both_have_a_checkpoint, process)
     second.kill()
-    printed = process.communicate(timeout=200)[0]
+    printed = process.communicate(timeout=HANG)[0]
     assert process.returncode == 0, printed
     assert "Traceback" not in printed and "beats the reference" in printed
     run = open_run(journal.parent)
@@ -418,6 +416,6 @@ def test_trial_of_a_lost_node_goes_on_elsewhere(
     needed = {"model.safetensors", "tokenizer.json", "train.parquet", "train.npz"}
     assert needed <= got[second] and not needed & got[first]
 
-    printed = stranger.communicate(timeout=60)[0]
+    printed = stranger.communicate(timeout=HANG)[0]
     assert stranger.returncode == 1 and "Traceback" not in printed
     assert "RAY_AUTH_MODE=token" in printed

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from rich.console import Console
 from run_folder import SPEC, write_json, write_run
-from searching import end_with_family, preftune, start, wait_for
+from searching import HANG, end_with_family, preftune, start, wait_for
 
 from results.publish.card import published_texts
 from results.run.listing import open_run
@@ -126,7 +126,6 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): checksum(path) for path in files}
 
 
-@pytest.mark.timeout(300)
 def test_winner_is_trained_on_all_pairs_and_compared(whole: tuple[Run, str]) -> None:
     run, printed = whole
     full, report = run.full(), run.data_report()
@@ -161,7 +160,6 @@ def test_its_folder_is_a_model_that_says_what_it_is(whole: tuple[Run, str]) -> N
     assert folder.joinpath("model.safetensors").stat().st_mode & 0o077 == 0o044
 
 
-@pytest.mark.timeout(300)
 def test_second_call_changes_nothing(place: Path, whole: tuple[Run, str]) -> None:
     run, _ = whole
     before = content(run.folder)
@@ -170,7 +168,6 @@ def test_second_call_changes_nothing(place: Path, whole: tuple[Run, str]) -> Non
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(600)
 def test_training_survives_dead_processes_a_notice_a_ctrl_c_and_a_broken_judge(
     place: Path, whole: tuple[Run, str]
 ) -> None:
@@ -203,7 +200,7 @@ def test_training_survives_dead_processes_a_notice_a_ctrl_c_and_a_broken_judge(
     (place / "slow").unlink()
     regular = seen()
     process.send_signal(signal.SIGTERM)
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=HANG)[0]
     assert process.returncode == 130 and "Traceback" not in printed, printed
     assert f"going on from {known} of" in printed
     assert "running trials (1) save a checkpoint first" in printed
@@ -215,7 +212,7 @@ def test_training_survives_dead_processes_a_notice_a_ctrl_c_and_a_broken_judge(
     process = start(place, "train", "torn")
     wait_for(lambda: seen() > known, process)
     process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=HANG)[0]
     assert process.returncode == 130 and "Traceback" not in printed, printed
     assert f"going on from {known} of" in printed
     assert "Go on with: preftune train torn\n" in printed

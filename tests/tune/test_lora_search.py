@@ -54,7 +54,6 @@ def log_ratios(run: Run, model: PreTrainedModel) -> np.ndarray:
     return np.array(logps) - np.array(load_logps(prepared / names["reference"] / "test.npz"))
 
 
-@pytest.mark.timeout(300)
 def test_best_is_the_adapter_merged_and_measures_as_the_verdict_says(searched: Run) -> None:
     verdict = searched.verdict()
     assert verdict is not None and verdict["outcome"] == "winner", verdict

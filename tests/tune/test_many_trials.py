@@ -13,7 +13,6 @@ from results.run.listing import open_run
 
 
 @pytest.mark.endurance
-@pytest.mark.timeout(900)
 def test_five_hundred_trials_leak_nothing(tmp_path: Path) -> None:
     """Memory may grow by 100 KB a trial: each is a record in the journal and in Ray Tune."""
     process = subprocess.Popen(

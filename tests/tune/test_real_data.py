@@ -66,7 +66,6 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
     return open_run(place / "runs" / "real"), printed
 
 
-@pytest.mark.timeout(300)
 def test_search_ends_in_a_verdict(searched: tuple[Run, str]) -> None:
     run, printed = searched
     verdict = run.verdict()

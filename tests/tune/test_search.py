@@ -72,7 +72,6 @@ def whole(watched: tuple[Run, str, int]) -> tuple[Run, str]:
     return watched[:2]
 
 
-@pytest.mark.timeout(300)
 def test_run_ends_with_leaderboard_verdict_and_the_next_lines(whole: tuple[Run, str]) -> None:
     run, printed = whole
     assert run.state == "done" and run.missing() == []
@@ -139,7 +138,6 @@ def test_winner_is_a_plain_folder_that_transformers_loads(whole: tuple[Run, str]
     assert kinds <= {".json", ".safetensors", ".jinja", ".md", ".yaml"}
 
 
-@pytest.mark.timeout(300)
 def test_killed_and_resumed_search_is_the_undisturbed_one(
     place: Path, whole: tuple[Run, str]
 ) -> None:
@@ -173,7 +171,6 @@ def test_killed_and_resumed_search_is_the_undisturbed_one(
     assert "is done" in preftune(place, "resume", "torn")
 
 
-@pytest.mark.timeout(300)
 def test_wild_search_ends_in_no_configuration_and_push_refuses(place: Path) -> None:
     """The original project's three, at a thousand times their learning rates.
 
@@ -229,7 +226,6 @@ def test_show_and_list(place: Path, whole: tuple[Run, str]) -> None:
     assert "77" in preftune(place, "show", "whole", "--trial", "77", code=1)
 
 
-@pytest.mark.timeout(300)
 def test_poisoned_test_split_changes_nothing_before_verification(
     whole: tuple[Run, str], place: Path
 ) -> None:
@@ -264,7 +260,6 @@ def test_poisoned_test_split_changes_nothing_before_verification(
     assert poisoned < 0.5 < sound
 
 
-@pytest.mark.timeout(300)
 def test_warm_start_takes_an_earlier_runs_trials_in(whole: tuple[Run, str], place: Path) -> None:
     """Two trials more, beside the five that are there already, weights included."""
     earlier, _ = whole

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from searching import environment
+from searching import HANG, environment
 from test_faults import RayNode, cluster  # noqa: F401  (a fixture)
 
 from tune.cluster.checkpoint_storage import NotReached
@@ -208,7 +208,7 @@ def test_a_second_node_gets_a_content_once_and_loses_it_at_the_end_of_the_run(
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=HANG,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
