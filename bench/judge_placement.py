@@ -3,9 +3,9 @@
     python -m bench.judge_placement [--trials 4] [--rounds 2]
 
 Real trials on the quickstart, judged by a reward model of five times their size with random
-weights. Three ways, interleaved: each trial's process has its own, on the device only while it
-scores (what preftune does); one actor with a CPU of its own; one actor that has no CPU of its own
-and takes turns with the trials. On a machine with a GPU, the same with shares of it.
+weights. Three ways are interleaved: each trial's process has its own, on the device only while it
+scores (what preftune does); one actor has a CPU of its own; one actor has no CPU of its own and
+takes turns with the trials. On a machine with a GPU, each trial gets a quarter of it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from trainables.quickstart.world import BASE
 from tune.cluster.connection import connected
 from tune.cluster.share import Share
 from tune.cluster.shipping import Shipment
-from tune.inputs import Inputs, look_up
+from tune.inputs import look_up
 from tune.prepare import prepare
 from tune.record import create
 
@@ -126,12 +126,11 @@ def main() -> None:
                 "resources.gpu=auto",
             ],
         )
-        known = look_up(spec)
-        assert isinstance(known, Inputs)
+        inputs = look_up(spec)
         record = create(spec, "placement", True, "python -m bench.judge_placement")
         with connected(None) as cluster:
             preparation = prepare(
-                spec, known, record, cluster, Shipment(cluster.node), lambda text: None
+                spec, inputs, record, cluster, Shipment(cluster.node), lambda text: None
             )
             prepared = preparation.search
             for _ in range(options.rounds):

@@ -1,4 +1,4 @@
-"""Which measure names the best configuration? Each against the truth, on recorded curves.
+"""Compare what each measure chooses with the truth, on recorded curves.
 
 python -m bench.measures
 """
@@ -64,14 +64,14 @@ MEASURES = (
 def value(rung: Mapping[str, Any], measure: Measure) -> float:
     """Return a rung's measure, more being better; -inf where it is not a number."""
     section, _, name = measure.key.rpartition(".")
-    found = (rung[section] if section else rung).get(name)
-    return -math.inf if found is None or not math.isfinite(found) else measure.sign * found
+    figure = (rung[section] if section else rung).get(name)
+    return -math.inf if figure is None or not math.isfinite(figure) else measure.sign * figure
 
 
 def feasible(
     line: Mapping[str, Any], limits: Mapping[str, Mapping[str, float]], rungs: int
 ) -> bool:
-    """Tell whether a configuration kept its limits at every one of the first rungs."""
+    """Return whether a configuration kept its limits at every one of the first rungs."""
     return len(line["rungs"]) >= rungs and all(
         rung[name] is not None and Bound(**bound).holds(rung[name])
         for rung in line["rungs"][:rungs]
@@ -129,10 +129,10 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--curves", type=Path, default=CURVES)
-    found = Curves(parser.parse_args().curves)
-    spread = np.percentile([line["truth"] for line in found.lines], [0, 25, 50, 75, 100])
-    print(f"{len(found.lines)} configurations, truth {spread.round(3)}")  # noqa: T201
-    for row in table(found):
+    curves = Curves(parser.parse_args().curves)
+    spread = np.percentile([line["truth"] for line in curves.lines], [0, 25, 50, 75, 100])
+    print(f"{len(curves.lines)} configurations, truth {spread.round(3)}")  # noqa: T201
+    for row in table(curves):
         print(row)  # noqa: T201
 
 

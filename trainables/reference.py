@@ -1,6 +1,6 @@
-"""What every trial needs of the reference: log-probs of the pairs, and answers to compare with.
+"""Log-probs of the pairs and sampled answers of the reference, which every trial compares with.
 
-Computed once for a search, in the files that docs/run_folder.md lists.
+They are computed once for a search, in the files that docs/run_folder.md lists.
 """
 
 import io
@@ -58,7 +58,7 @@ def logps_of_pairs(
 ) -> tuple[LogProbs, LogProbs]:
     """Return the log-probs of the chosen and of the rejected answers, nats, shape (pairs,) each.
 
-    A pair's numbers do not depend on the others, so devices can share a split out.
+    A pair's numbers do not depend on the others, so that devices can divide a split.
     """
     parts = [np.zeros((2, 0), dtype=np.float32)]
     for start in range(0, pairs.num_rows, ROWS_AT_ONCE):

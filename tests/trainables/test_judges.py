@@ -1,5 +1,6 @@
 """Judges: what they return, and what a user reads when one of them fails."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,48 @@ def test_a_file_that_holds_no_judge_is_refused(tmp_path: Path, code: str, senten
         load_judge(written(tmp_path, code), CPU)
 
 
+COUNTED = """
+from pathlib import Path
+with Path(__file__).with_suffix(".log").open("a") as log:
+    log.write("executed\\n")
+def judge(prompts, answers):
+    return [{score}] * len(answers)
+"""
+
+
+def test_a_file_is_executed_once_while_its_content_stays(tmp_path: Path) -> None:
+    path = written(tmp_path, COUNTED.format(score=1))
+    first, second = (load_judge(path, CPU) for _ in range(2))
+    assert first(["a"], ["b"]) == second(["a"], ["b"]) == [1.0]
+    assert (tmp_path / "mine.log").read_text() == "executed\n"
+    (tmp_path / "link.py").symlink_to(path)  # another name of the same file
+    load_judge(str(tmp_path / "link.py"), CPU)
+    assert (tmp_path / "mine.log").read_text() == "executed\n"
+
+
+def test_a_file_that_changes_is_executed_again_even_within_a_second(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    scores = []
+    for score in (1, 2, 1):
+        written(tmp_path, COUNTED.format(score=score))
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        scores += load_judge(str(path), CPU)(["a"], ["b"])
+    assert scores == [1.0, 2.0, 1.0]
+    assert not (tmp_path / "__pycache__").exists()
+
+
+def test_a_file_that_failed_is_tried_again(tmp_path: Path) -> None:
+    needed = tmp_path / "weights.txt"
+    code = f"from pathlib import Path\nWEIGHT = float(Path({str(needed)!r}).read_text())\n"
+    path = written(tmp_path, code + "def judge(prompts, answers):\n    return [WEIGHT]\n")
+    with pytest.raises(UserError, match="line 2.*FileNotFoundError"):
+        load_judge(path, CPU)
+    needed.write_text("0.5")
+    assert load_judge(path, CPU)(["a"], ["b"]) == [0.5]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no such file as .*gone\.py"):
+    with pytest.raises(UserError, match=r"does not exist.*gone\.py"):
         load_judge(str(tmp_path / "gone.py"), CPU)
 
 
@@ -143,6 +184,25 @@ def test_a_reward_model_scores_conversations_whatever_their_batch(tmp_path: Path
     assert judge(["c b"] * 40, answers) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_reward_model_reads_fewer_conversations_where_they_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = load_judge(str(saved(tmp_path, GPT2ForSequenceClassification(config(1)))), CPU)
+    answers = ["a " * (i % 5 + 1) for i in range(20)]
+    expected = judge(["c"] * 20, answers)
+    forward, sizes = GPT2ForSequenceClassification.forward, []
+
+    def on_a_small_device(self: Any, input_ids: torch.Tensor, **options: Any) -> Any:
+        sizes.append(len(input_ids))
+        if sizes[-1] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, input_ids, **options)
+
+    monkeypatch.setattr(GPT2ForSequenceClassification, "forward", on_a_small_device)
+    assert judge(["c"] * 20, answers) == pytest.approx(expected, abs=1e-5)
+    assert sizes == [16, 8, 4, 4, 4, 4, 4]
+
+
 def test_models_that_are_no_judges_are_refused(tmp_path: Path) -> None:
     two_labels = GPT2ForSequenceClassification(config(2))
     # Its scoring head would be drawn at random.
@@ -150,7 +210,7 @@ def test_models_that_are_no_judges_are_refused(tmp_path: Path) -> None:
     no_template = GPT2ForSequenceClassification(config(1))
     for name, model, template, sentence in (
         ("two", two_labels, TEMPLATE, "2 labels"),
-        ("language", language, TEMPLATE, r"lacks \['score.weight'\]"),
+        ("language", language, TEMPLATE, "weights lack score.weight"),
         ("bare", no_template, None, "no chat template"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -268,8 +268,8 @@ MODELS = [
 
 JUDGES = [
     ("missing file", spec(judge="./gone.py"), 2, ["gone.py", "no such file or folder"]),
-    ("syntax error", judge("def judge(prompts, answers):\n    return [\n"), 1, ["mine.py", "line 2", "mend it"]),
-    ("binary", judge(b"\0\xff"), 1, ["mine.py", "mend it"]),
+    ("syntax error", judge("def judge(prompts, answers):\n    return [\n"), 1, ["mine.py", "not valid Python", "line 2", "Fix it"]),
+    ("binary", judge(b"\0\xff"), 1, ["mine.py", "Fix it"]),
     ("no judge()", judge("def jugde(prompts, answers): ...\n"), 1, ["defines no function `judge`", "def judge(prompts"]),
     ("one argument", judge("def judge(pairs): return []\n"), 1, ["line 1: judge(pairs)", "def judge(prompts"]),
     ("three arguments", judge("def judge(a, b, c): return []\n"), 1, ["judge(a, b, c)", "def judge(prompts"]),

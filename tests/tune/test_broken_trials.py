@@ -66,3 +66,6 @@ def test_processes_of_trials_that_break_cost_the_others_nothing(tmp_path: Path) 
             assert 216 < pairs[f"trial_{number:04d}"] <= 216 + 216 / 10 + 16
     assert pairs["trial_0008"] == 216
     assert (run.verdict() or {})["finalists"]
+    # Workers are reused: one has trained several trials, and has executed the judge's file once.
+    executed = (place / "executed.log").read_text().split()
+    assert len(executed) == len(set(executed))

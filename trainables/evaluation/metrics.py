@@ -53,7 +53,7 @@ def pair_measures(
     delta = _floats(delta)
     return {
         "pair_loss": float(_softplus(-delta).mean()),
-        "accuracy": float(_prefer(delta).mean()),
+        "accuracy": float(wins(delta, 0.0).mean()),
         "margin": float(delta.mean()),
         "chosen_drift": float((_floats(chosen_log_ratio) / _floats(chosen_tokens)).mean()),
     }
@@ -61,12 +61,8 @@ def pair_measures(
 
 def wins(scores: ArrayLike, reference_scores: ArrayLike) -> Floats:
     """Return 1 where the answer scores above the reference's, 1/2 where they tie, else 0."""
-    return _prefer(_floats(scores) - _floats(reference_scores))
-
-
-def win_rate(scores: ArrayLike, reference_scores: ArrayLike) -> float:
-    """Return the share of prompts on which the answer beats the reference's; ties count half."""
-    return float(wins(scores, reference_scores).mean())
+    # The sign keeps NaN.
+    return (np.sign(_floats(scores) - _floats(reference_scores)) + 1) / 2
 
 
 def length_controlled_win_rate(
@@ -153,11 +149,6 @@ def sample_measures(
 
 def _floats(values: ArrayLike) -> Floats:
     return np.asarray(values, dtype=np.float64)
-
-
-def _prefer(difference: Floats) -> Floats:
-    """Return 1, 1/2 or 0 by sign; NaN stays NaN."""
-    return (np.sign(difference) + 1) / 2
 
 
 def _softplus(x: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Load what `judge:` names, and let only finite scores through, one for each answer."""
+"""Load what `judge:` names, and check that it gives each answer a finite score."""
 
 import math
 from collections.abc import Callable
@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from search_spaces.errors import UserError
+from search_spaces.locations import QUICKSTART
 from trainables.judges import Judge
 from trainables.judges.python_file import blaming_user, from_file
 from trainables.judges.reward_model import reward_model
+from trainables.quickstart.judge import judge as exact_judge
 
 
 def load_judge(judge: str, device: torch.device, revision: str | None = None) -> Judge:
@@ -23,20 +25,18 @@ def load_judge(judge: str, device: torch.device, revision: str | None = None) ->
         revision: the commit of one from the Hub.
 
     Raises:
-        UserError: The judge cannot be loaded. The function itself raises it when a user's code
+        UserError: the judge cannot be loaded. The function itself raises it when a user's code
             fails, and when scores are too few, too many or not finite numbers.
     """
-    if judge == "quickstart":
-        from trainables.quickstart.judge import judge as exact
-
-        return _checked(judge, blaming_user(judge, None, exact))
+    if judge == QUICKSTART:
+        return _checked(judge, blaming_user(judge, None, exact_judge))
     if judge.endswith(".py"):
         return _checked(judge, from_file(judge))
     return _checked(judge, reward_model(judge, device, revision))
 
 
 def _checked(name: str, function: Callable[..., Any]) -> Judge:
-    """Let only as many finite numbers through as there were answers."""
+    """Return the function with a check that it gives one finite number for each answer."""
 
     def scores_of(prompts: list[str], answers: list[str]) -> list[float]:
         scores = function(prompts, answers)

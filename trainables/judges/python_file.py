@@ -5,29 +5,55 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from search_spaces.errors import UserError
 
+NEEDED = "it must define `def judge(prompts: list[str], answers: list[str]) -> list[float]`"
+
 
 def from_file(path: str) -> Callable[..., Any]:
+    """Return the function `judge` that a file defines.
+
+    The file is executed once in a process for as long as its content stays the same: what it loads
+    then serves every trial.
+
+    Raises:
+        UserError: the file is not there, fails, or defines no function `judge`. The function itself
+            raises it when the user's code fails.
+    """
     file = Path(path).expanduser().resolve()
     if not file.is_file():
-        raise UserError(f"The judge `{path}` is not there: no such file as {file}.")
-    spec = importlib.util.spec_from_file_location(f"judge_{file.stem}", file)
-    assert spec is not None and spec.loader is not None  # a .py file always has a loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up the module of a class
-    blaming_user(path, file, spec.loader.exec_module)(module)
+        raise UserError(f"The judge `{path}` does not exist: there is no file {file}.")
+    module = blaming_user(path, file, _execute)(file, file.read_bytes())
     function = getattr(module, "judge", None)
     if not callable(function):
         raise UserError(f"The judge `{path}` defines no function `judge`: {NEEDED}.")
     return blaming_user(path, file, function)
 
 
+@lru_cache(maxsize=1)  # workers are reused: the next trial of the search has the same judge
+def _execute(file: Path, content: bytes) -> ModuleType:
+    """Execute a file's content as a module of its own."""
+    spec = importlib.util.spec_from_file_location(f"judge_{file.stem}", file)
+    assert spec is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the module of a class
+    # Not by the loader: its bytecode cache may be of a file that has changed in the same second.
+    exec(compile(content, str(file), "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
 def blaming_user(name: str, file: Path | None, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn an exception in a judge's code into one sentence with its line."""
+    """Return the function, whose exceptions become one sentence with the line in the user's file.
+
+    Args:
+        name: the judge, as the user knows it.
+        file: where its code is; None for a judge that is not the user's.
+    """
 
     def called(*args: Any) -> Any:
         try:
@@ -49,29 +75,26 @@ def blaming_user(name: str, file: Path | None, function: Callable[..., Any]) -> 
     return called
 
 
-NEEDED = "it needs `def judge(prompts: list[str], answers: list[str]) -> list[float]`"
-
-
 def check(path: str) -> None:
-    """Read a judge's file.
+    """Check a judge's file without running it.
 
     Raises:
-        UserError: it cannot be read, it is no Python, or it defines no `judge` of two arguments.
+        UserError: it cannot be read, is not valid Python, or defines no `judge` of two arguments.
     """
     file = Path(path).expanduser()
     if file.suffix != ".py":
         raise UserError(
-            f"The judge `{path}` is neither a .py file nor the folder of a reward model: name one "
-            "of them, a Hub id or `quickstart`."
+            f"The judge `{path}` is neither a .py file nor the folder of a reward model. Set "
+            "`judge` to one of them, to a Hub id or to `quickstart`."
         )
     try:
         tree = ast.parse(file.read_bytes())
     except SyntaxError as error:
         raise UserError(
-            f"The judge `{path}` is no Python (line {error.lineno}: {error.msg}): mend it."
+            f"The judge `{path}` is not valid Python (line {error.lineno}: {error.msg}). Fix it."
         ) from error
     except (OSError, ValueError) as error:  # ValueError: NUL bytes
-        raise UserError(f"The judge `{path}` cannot be read ({error}): mend it.") from error
+        raise UserError(f"The judge `{path}` cannot be read ({error}). Fix it.") from error
     if not any(_binds(node) for node in ast.walk(tree)):
         raise UserError(f"The judge `{path}` defines no function `judge`: {NEEDED}.")
     for node in tree.body:
@@ -83,7 +106,7 @@ def check(path: str) -> None:
 
 
 def _binds(node: ast.AST) -> bool:
-    """Tell whether a node may give `judge` a meaning: a definition, an assignment, an import."""
+    """Return whether a node may define `judge`: a definition, an assignment or an import."""
     match node:
         case ast.FunctionDef(name="judge") | ast.ClassDef(name="judge"):
             return True

@@ -1,22 +1,54 @@
 """A judge that is a reward model: a sequence classifier with one label."""
 
-from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 
 from search_spaces.errors import UserError
 from trainables.devices import autocast_dtype
+from trainables.evaluation.batch_size import BatchSize
 from trainables.hub import first_sentence, snapshot
 from trainables.judges import Judge
 from trainables.models import load_tokenizer, quiet
 
-BATCH = 16  # conversations that a reward model reads at once
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BATCH = 16  # conversations that a reward model reads at once, to begin with
 
 
 @lru_cache(maxsize=1)  # workers are reused: the next trial of the search has the same judge
 def reward_model(path: str, device: torch.device, revision: str | None) -> Judge:
+    """Return a judge that scores with a reward model from the Hub or a folder.
+
+    Raises:
+        UserError: it cannot be loaded, has no trained head with one label, or no chat template.
+    """
+    model, tokenizer = _load(path, device, revision)
+    batch = BatchSize(BATCH)
+
+    def judge(prompts: list[str], answers: list[str]) -> list[float]:
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}],
+                tokenize=False,
+            )
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        try:
+            model.to(device)
+            return batch.run(partial(_scores, model, tokenizer, texts))
+        finally:
+            model.to("cpu")  # between rungs it waits in host memory, and training has the device
+
+    return judge
+
+
+def _load(
+    path: str, device: torch.device, revision: str | None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from transformers import AutoModelForSequenceClassification
 
     folder, _ = snapshot(path, revision)
@@ -31,50 +63,46 @@ def reward_model(path: str, device: torch.device, revision: str | None) -> Judge
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"The judge `{path}` cannot be loaded as a reward model: {first_sentence(error)} Give "
-            "a Hub id or a folder with safetensors, a .py file, or `quickstart`."
+            f"The judge `{path}` cannot be loaded as a reward model: {first_sentence(error)} Set "
+            "`judge` to a Hub id or a folder with safetensors, a .py file, or `quickstart`."
         ) from error
-    if info["missing_keys"] or model.config.num_labels != 1:
-        # Without a head of its own, transformers would give it one that scores at random.
+    if model.config.num_labels != 1:
         raise UserError(
-            f"The judge `{path}` is no reward model: it needs a trained head with one label, and "
-            f"it has {model.config.num_labels} labels and lacks {sorted(info['missing_keys'])}."
+            f"The judge `{path}` is not a reward model: its head has {model.config.num_labels} "
+            "labels and must have one. Choose another model."
+        )
+    if info["missing_keys"]:
+        # transformers would draw the missing weights at random, and so the scores.
+        raise UserError(
+            f"The judge `{path}` is not a reward model: its weights lack "
+            f"{', '.join(sorted(info['missing_keys']))}. Choose another model."
         )
     if not tokenizer.chat_template:
-        raise UserError(f"The judge `{path}` has no chat template: choose one that has.")
+        raise UserError(f"The judge `{path}` has no chat template. Choose a model that has one.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
-    model.eval()
+    return model.eval(), tokenizer
 
-    def judge(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}],
-                tokenize=False,
-            )
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        scores = [0.0] * len(texts)
-        rows = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
-        model.to(device)
-        try:
-            for start in range(0, len(rows), BATCH):
-                batch = rows[start : start + BATCH]
-                inputs = tokenizer(
-                    [texts[row] for row in batch],
-                    padding=True,
-                    add_special_tokens=False,  # the template has written them
-                    return_tensors="pt",
-                ).to(device)
-                with torch.no_grad():
-                    logits = model(**inputs).logits[:, 0].float().tolist()
-                for row, score in zip(batch, logits, strict=True):
-                    scores[row] = score
-        finally:
-            model.to("cpu")  # between rungs it waits in host memory, and training has the device
-        return scores
 
-    return judge
+def _scores(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: list[str], size: int
+) -> list[float]:
+    """Return the score of each conversation, `size` of them at a time."""
+    scores = [0.0] * len(texts)
+    rows = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        inputs = tokenizer(
+            [texts[row] for row in batch],
+            padding=True,
+            add_special_tokens=False,  # the template has written them
+            return_tensors="pt",
+        ).to(model.device)
+        with torch.no_grad():
+            logits = model(**inputs).logits[:, 0].float().tolist()
+        for row, score in zip(batch, logits, strict=True):
+            scores[row] = score
+    return scores
