@@ -1,4 +1,4 @@
-"""How numbers, states and verdicts read, the same in the terminal, on the board and on the card."""
+"""How numbers, hyperparameters and endings are written, the same in every output."""
 
 import json
 import math
@@ -27,9 +27,18 @@ def columns(run: Run) -> list[str]:
 
     The judge's where there is a judge; after the common ones, whatever else the search limits.
     """
-    limits = (run.spec.get("objective") or {}).get("constraints") or {}
     of_judge = OF_JUDGE if run.spec.get("judge") else ()
-    return list(dict.fromkeys([run.metric, *of_judge, *OF_ALL, *limits]))
+    return list(dict.fromkeys([run.metric, *of_judge, *OF_ALL, *run.limits]))
+
+
+def limits(run: Run) -> list[str]:
+    """The limits of the search as text: `kl ≤ 20`."""
+    return [
+        f"{name} {'≤' if side == 'max' else '≥'} {compact(value)}"
+        for name, bound in run.limits.items()
+        for side, value in bound.items()
+        if value is not None
+    ]
 
 
 def plain(text: object) -> str:
@@ -62,6 +71,13 @@ def number(value: object, digits: int = 2) -> str:
     return f"{value:.{digits}f}"
 
 
+def count(value: object, missing: str = "?") -> str:
+    """A number of things, in groups of three digits."""
+    if value is None:
+        return missing
+    return f"{value:,}" if isinstance(value, int) else compact(value)
+
+
 def measure(measures: Mapping[str, Any], name: str) -> str:
     """One measure of a record, in its usual number of digits."""
     return number(measures.get(name), DIGITS.get(name, 2))
@@ -77,49 +93,10 @@ def interval(difference: object, bounds: object, digits: int = 2) -> str:
     return text
 
 
-def judged(verdict: Mapping[str, Any], trial: int | None = None) -> str | None:
-    """The judge's test scores of a finalist (default: the winner, or the first) and reference."""
+def finalist_of(verdict: Mapping[str, Any], number: object) -> dict[str, Any]:
+    """The record of one finalist of a verdict; empty where the trial is none of them."""
     finalists = verdict.get("finalists") or []
-    wanted = verdict.get("winner") if trial is None else trial
-    chosen = next((f for f in finalists if f.get("number") == wanted), None)
-    chosen = chosen or (finalists[0] if finalists and trial is None else None)
-    score = ((chosen or {}).get("test") or {}).get("judge_score")
-    before = (verdict.get("reference") or {}).get("judge_score")
-    if chosen is None or score is None or before is None:
-        return None
-    difference = interval(chosen.get("judge_score_difference"), chosen.get("judge_score_interval"))
-    return (
-        f"On its {verdict.get('test_prompts', '?')} prompts the mean judge score is "
-        f"{number(score)} for trial {chosen.get('number')} and {number(before)} for the "
-        f"reference: {difference}."
-    )
-
-
-def other_budgets(verdict: Mapping[str, Any]) -> str | None:
-    """What the search would have chosen under a smaller and a larger limit on `kl`."""
-    choices = verdict.get("choices") or []
-    if not choices:
-        return None
-    metric = str(verdict.get("metric"))
-
-    def one(choice: Mapping[str, Any]) -> str:
-        limit = f"kl ≤ {compact(choice.get('budget'))}"
-        if choice.get("trial") is None:
-            return f"{limit} no trial"
-        value, kl = measure({metric: choice.get("value")}, metric), measure(choice, "kl")
-        # A larger budget's choice may be one that the search ended on its way.
-        at = "" if choice.get("complete") else f", ended at {choice.get('pairs')} pairs"
-        return f"{limit} trial {choice['trial']} ({metric} {value}, kl {kl}{at})"
-
-    named = [choice.get("trial") for choice in choices]
-    if named[0] is not None and len({*named}) == 1:
-        budgets = ", ".join(compact(choice.get("budget")) for choice in choices)
-        chosen = one(choices[0]).partition(" trial ")[2]
-        return (
-            f"By the validation split the search would choose trial {chosen} under kl ≤ {budgets}."
-        )
-    told = "; under ".join(one(choice) for choice in choices)
-    return f"By the validation split the search would choose, under {told}."
+    return next((f for f in finalists if f.get("number") == number), {})
 
 
 def ending(trial: Trial, run: Run) -> str:
@@ -133,17 +110,3 @@ def ending(trial: Trial, run: Run) -> str:
     if trial.state == "infeasible":
         return "nan" if trial.ended_by == "nan" else "infeasible"
     return trial.state
-
-
-def verdict_sentence(run: Run) -> str:
-    """The verdict in one sentence, or why there is none yet."""
-    verdict = run.verdict()
-    if verdict is not None:
-        return plain(verdict.get("sentence") or f"The verdict is {verdict.get('outcome')!r}.")
-    return {
-        "preparing": "The data and the reference are being prepared.",
-        "searching": "The search goes on; there is no verdict yet.",
-        "verifying": "The finalists are being measured on the test split.",
-        "crashed": "The run crashed before its verdict.",
-        "failed": plain(f"The run failed: {run.info.get('error')}"),
-    }.get(run.state, f"The run was {run.state} before its verdict.")

@@ -44,7 +44,7 @@ class Choice:
 
 def points(run: Run) -> list[Point]:
     """Return a point for each trial that was measured, by number."""
-    found = []
+    measured = []
     for trial in run.trials():
         kl, value = trial.measures.get("kl"), trial.measures.get(run.metric)
         if kl is None or value is None:
@@ -55,18 +55,18 @@ def points(run: Run) -> list[Point]:
         point = Point(
             trial.number, trial.pairs, float(kl), float(value), complete, complete or for_kl
         )
-        found.append(point)
-    return found
+        measured.append(point)
+    return measured
 
 
 def front(points: Sequence[Point], maximize: bool) -> list[Point]:
     """Return the points that no other beats in both: less `kl` and a better value; `kl` rises."""
     sign = -1.0 if maximize else 1.0
-    kept: list[Point] = []
+    best: list[Point] = []
     for point in sorted(points, key=lambda p: (p.kl, sign * p.value, p.trial)):
-        if not kept or sign * point.value < sign * kept[-1].value:
-            kept.append(point)
-    return kept
+        if not best or sign * point.value < sign * best[-1].value:
+            best.append(point)
+    return best
 
 
 def choices(run: Run) -> list[Choice]:
@@ -75,14 +75,13 @@ def choices(run: Run) -> list[Choice]:
     Empty where the search does not limit `kl`. What a larger budget would have chosen is known only
     as far as its trials went: one that broke the limit was ended there.
     """
-    limits = (run.spec.get("objective") or {}).get("constraints") or {}
-    limit = (limits.get("kl") or {}).get("max")
+    limit = run.limits.get("kl", {}).get("max")
     if limit is None:
         return []
     eligible = [point for point in points(run) if point.eligible]
-    found = []
+    chosen = []
     for budget in (share * limit for share in BUDGETS):
         within = [point for point in eligible if point.kl <= budget]
         best = front(within, run.maximize)[-1:]  # the value improves along a front
-        found.append(Choice(budget, best[0] if best else None))
-    return found
+        chosen.append(Choice(budget, best[0] if best else None))
+    return chosen

@@ -1,7 +1,6 @@
 """Tables for the terminal, in plain text where the output is not one."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -9,35 +8,24 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from results.doctor.data_warnings import of_data
+from results import views
+from results.doctor.data_warnings import data_warnings
 from results.doctor.finding import Finding
-from results.doctor.trial_warnings import of_trial
-from results.formatting import (
-    columns,
-    compact,
-    ending,
-    interval,
-    judged,
-    measure,
-    number,
-    other_budgets,
-    plain,
-    verdict_sentence,
-)
+from results.doctor.trial_warnings import trial_warnings
+from results.formatting import compact, ending, measure, number, plain
 from results.run.listing import RunSummary
 from results.run.run import Run
 from results.run.trial import Trial
-from results.views import leaderboard
 
 STYLES = {"complete": "green", "running": "cyan", "infeasible": "yellow", "failed": "red"}
 
 
 def runs_table(runs: Iterable[RunSummary]) -> Table:
-    """Past runs, newest first as given."""
+    """Past runs in the order given."""
     table = _table("run", "state", "started", "model", "verdict")
     for run in runs:
         started = (run.created or "").replace("T", " ")[:16]
-        cells = (run.name, run.state, started, run.model or "-", run.sentence or "-")
+        cells = (run.name, run.state, started, run.model or "-", run.sentence)
         table.add_row(*(Text(plain(cell)) for cell in cells))
     table.columns[2].no_wrap = True
     table.columns[4].ratio = 1
@@ -45,81 +33,75 @@ def runs_table(runs: Iterable[RunSummary]) -> Table:
 
 
 def leaderboard_table(run: Run, limit: int | None = None) -> RenderableType:
-    """Trials best first under the reference's line; below them, what to be wary of and where."""
-    names, measures = run.searched, columns(run)
-    table = _table("trial", "ended", "pairs", *names, *measures)
-    folded = [_fold(name) for name in names]
+    """Trials best first under the reference's line; below them, which warnings concern which."""
+    board = views.leaderboard(run)
+    table = _table("trial", "ended", "pairs", *board.params, *board.measures)
+    folded = [_fold(name) for name in board.params]
     for column in table.columns:
         column.header = Text(_fold(str(column.header)))
         column.justify, column.overflow = "right", "fold"
         # Only hyperparameters give way: a list or a name may fold, a measure may not.
         column.no_wrap = str(column.header) not in folded
     table.columns[1].justify = "left"
-    reference = ["reference", "0", *("" for _ in names)]
-    table.add_row("-", *reference, *(measure(run.reference, m) for m in measures), style="dim")
-    winner = (run.verdict() or {}).get("winner")
-    for trial in leaderboard(run)[:limit]:
+    blank = ("" for _ in board.params)
+    table.add_row("-", "reference", "0", *blank, *board.reference, style="dim")
+    for row in board.rows[:limit]:
         table.add_row(
-            Text(f"{trial.number}{'*' if trial.number == winner else ''}"),
-            Text(ending(trial, run), style=STYLES.get(trial.state, "")),
-            str(trial.pairs or "-"),
-            *(Text(compact(trial.params.get(name, "-"))) for name in names),
-            *(measure(trial.measures, m) for m in measures),
-            style="bold" if trial.number == winner else "",
+            Text(f"{row.trial.number}{'*' if row.winner else ''}"),
+            Text(row.ending, style=STYLES.get(row.trial.state, "")),
+            str(row.trial.pairs or "-"),
+            *map(Text, row.params),
+            *row.measures,
+            style="bold" if row.winner else "",
         )
     warnings: dict[str, list[str]] = {}
     for trial in run.trials():
-        for finding in of_trial(run, trial):
-            warnings.setdefault(finding.sign, []).append(str(trial.number))
-    notes = ["* the winner of the verdict"] if winner is not None else []
-    notes += [f"{plain(sign)}: trial {', '.join(numbers)}" for sign, numbers in warnings.items()]
-    notes += ["`preftune show` with `--trial N` says what each means"] if warnings else []
+        for finding in trial_warnings(run, trial):
+            warnings.setdefault(finding.title, []).append(str(trial.number))
+    notes = ["* the winner of the verdict"] if any(row.winner for row in board.rows) else []
+    notes += [f"{plain(title)}: trial {', '.join(numbers)}" for title, numbers in warnings.items()]
+    notes += ["`preftune show` with `--trial N` explains the warnings"] if warnings else []
     return Group(table, *(Text(note, style="dim") for note in notes))
 
 
 def verdict_panel(run: Run) -> Panel:
-    """The verdict in words, and the finalists on the test split with their intervals."""
-    verdict = run.verdict()
-    sentence = Text(verdict_sentence(run), style="bold")
-    if verdict is None:
-        return Panel(Group(sentence, *_list(run.missing())), title="Verdict", title_align="left")
-    metric = str(verdict.get("metric") or run.metric)
-    compared = [metric, "judge_score"] if run.spec.get("judge") else [metric]
-    heads = [head for name in compared for head in (name, "difference")]
-    table = _table("trial", *heads, "kl", "beats it")
+    """The verdict's sentence, and the finalists on the test split with their intervals."""
+    verdict = views.verdict(run)
+    parts: list[RenderableType] = [Text(verdict.sentence, style="bold")]
+    if verdict.tone == "open":
+        return Panel(Group(*parts, *_list(run.missing())), title="Verdict", title_align="left")
+    parts += [Text(plain(line)) for line in (*verdict.details, _other_budgets(run)) if line]
+    if verdict.rows:
+        table = _table("on the test split", *verdict.columns)
+        for row in verdict.rows:
+            seed = row.kind == "seed"
+            name = Text(f"  {row.name}" if seed else row.name)
+            table.add_row(name, *map(Text, row.cells), style="dim" if seed else "")
+        parts += [table, Text(verdict.note, style="dim")]
+    border = "green" if verdict.tone == "won" else "yellow"
+    return Panel(Group(*parts), title="Verdict", title_align="left", border_style=border)
 
-    def cells(measures: dict[str, Any], finalist: dict[str, Any] | None = None) -> list[str]:
-        return [
-            cell
-            for name in compared
-            for cell in (measure(measures, name), _change(finalist, name) if finalist else "")
-        ]
 
-    table.add_row("reference", *cells(verdict.get("reference") or {}))
-    for finalist in verdict.get("finalists") or []:
-        test = finalist.get("test") or {}
-        broken = ", ".join(map(plain, finalist.get("broken") or []))
-        beats = "yes" if finalist.get("beats_reference") else f"no: {broken}" if broken else "no"
-        row = (*cells(test, finalist), measure(test, "kl"), beats)
-        table.add_row(str(finalist.get("number")), *row)
-        for seed in finalist.get("fresh_seeds") or []:
-            again = seed.get("test") or {}
-            row = (*cells(again), measure(again, "kl"))
-            table.add_row(f"  seed {seed.get('seed')}", *row, style="dim")
-    note = Text(
-        f"{verdict.get('test_prompts', '?')} test prompts, {verdict.get('test_pairs', '?')} pairs; "
-        "intervals at "
-        f"{100 * float(verdict.get('confidence') or 0):g} %, all finalists together."
-    )
-    border = "green" if verdict.get("passing") else "yellow"
-    told = [judged(verdict), other_budgets(verdict), (run.full() or {}).get("sentence")]
-    words = [Text(plain(line)) for line in told if line]
-    body = Group(sentence, *words, table, note)
-    return Panel(body, title="Verdict", title_align="left", border_style=border)
+def _other_budgets(run: Run) -> str | None:
+    """What the search would have chosen under other limits on `kl`, in a sentence."""
+    rows = views.other_budgets(run)
+    if not rows:
+        return None
+    chosen = []
+    for row in rows:
+        # A larger budget's choice may be one that the search ended on its way.
+        at = "" if row.complete else f", ended at {row.pairs} pairs"
+        figures = f"({run.metric} {row.value}, kl {row.kl}{at})"
+        chosen.append("no trial" if row.trial is None else f"trial {row.trial} {figures}")
+    budgets = [f"kl ≤ {row.budget}" for row in rows]
+    if len({*chosen}) == 1:
+        return f"By the validation split the best is {chosen[0]} under {', '.join(budgets)}."
+    each = "; ".join(f"{b} {c}" for b, c in zip(budgets, chosen, strict=True))
+    return f"By the validation split the best is, under {each}."
 
 
 def trial_detail(run: Run, n: int, samples: int = 3) -> RenderableType:
-    """One trial: how it ended, its rungs, what to be wary of, decisions, some of its answers."""
+    """One trial: how it ended, its rungs, warnings, decisions and some of its answers."""
     trial = run.trial(n)
     facts = _table("", "")
     facts.show_header = False
@@ -135,7 +117,7 @@ def trial_detail(run: Run, n: int, samples: int = 3) -> RenderableType:
             values = [measure(run.reference, name), *(measure(r, name) for r in rungs)]
             table.add_row(name, *values)
         parts.append(table)
-    parts += _wary(of_trial(run, trial))
+    parts += _warnings(trial_warnings(run, trial))
     decisions = [
         f"{d.get('pairs')} pairs: {d.get('decision')} at {number(d.get('value'), 3)}, "
         f"{d.get('reason')}"
@@ -153,48 +135,17 @@ def trial_detail(run: Run, n: int, samples: int = 3) -> RenderableType:
 
 
 def data_report_table(run: Run) -> RenderableType:
-    """What was loaded; of each split what was dropped, why, what is left; what to be wary of."""
-    report = run.data_report()
-    if report is None:
+    """What was loaded; of each split what was dropped, why, and what is left; the warnings."""
+    data = views.data(run)
+    if data is None:
         return Text("data_report.json is missing: what was loaded and dropped is unknown")
-    source, splits = report.get("source") or {}, report.get("splits") or {}
-    revision = f" at {source['revision']}" if source.get("revision") else ""
-    head = (
-        f"{source.get('path', '?')}{revision}, split {source.get('split', '?')}: "
-        f"{_count(source.get('rows'))} rows, test {_count(report.get('test_fraction'))}, "
-        f"seed {_count(report.get('seed'))}, max_length {_count(report.get('max_length'))}"
-    )
-    table = _table("data", *splits)
+    table = _table("data", *data.splits)
     for column in table.columns[1:]:
         column.justify = "right"
-
-    def row(label: str, cells: Iterable[str]) -> None:
-        table.add_row(label, *(Text(plain(cell)) for cell in cells))
-
-    found: list[dict[str, Any]] = [split or {} for split in splits.values()]
-    row("raw rows", (_count(split.get("raw")) for split in found))
-    for reason, words in (report.get("reasons") or {}).items():
-        dropped = [(split.get("dropped") or {}).get(reason) for split in found]
-        if any(dropped):
-            row(f"- {plain(words)}", map(_count, dropped))
-    row("kept", (_count(split.get("kept")) for split in found))
-    row("distinct prompts", (_count(split.get("distinct_prompts")) for split in found))
-    row("with an answer cut at max_length", (_share(split.get("truncated")) for split in found))
-    longer = (_share(split.get("longer_is_chosen")) for split in found)
-    row("the longer answer is the chosen one", longer)
-    for name in ("prompt_tokens", "answer_tokens"):
-        tokens = [split.get(name) or {} for split in found]
-        label = f"{name.replace('_', ' ')}, median / 95th percentile"
-        row(label, (f"{_count(t.get('median'))} / {_count(t.get('p95'))}" for t in tokens))
-    return Group(Text(plain(head)), table, *_wary(of_data(run)))
-
-
-def _count(value: object) -> str:
-    return "-" if value is None else compact(value)
-
-
-def _share(value: object) -> str:
-    return f"{100 * value:.1f} %" if isinstance(value, int | float) else "-"
+    for name, cells in data.rows:
+        table.add_row(Text(name), *map(Text, cells))
+    facts = ", ".join(f"{name} {value}" for name, value in data.facts)
+    return Group(Text(facts), table, *_warnings(data_warnings(run)))
 
 
 def _facts(run: Run, trial: Trial) -> list[tuple[str, str]]:
@@ -212,23 +163,12 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _change(finalist: dict[str, Any], name: str) -> str:
-    """How far a finalist moved a measure from the reference, with its interval."""
-    prefix = "judge_score_" if name == "judge_score" else ""
-    difference, bounds = (finalist.get(prefix + key) for key in ("difference", "interval"))
-    if name != "pair_loss":
-        return interval(difference, bounds)
-    # The verdict counts what is gained; the column beside it holds a loss, which falls.
-    low_is_good = [-value for value in reversed(bounds or [])]
-    return interval(None if difference is None else -difference, low_is_good, 3)
-
-
-def _wary(findings: list[Finding]) -> list[Text]:
-    """What the doctor found, in full."""
+def _warnings(findings: list[Finding]) -> list[Text]:
+    """Warnings in full."""
     if not findings:
         return []
-    lines = (f"{finding.sign}: {finding.sentence}" for finding in findings)
-    return [Text("What to be wary of", style="bold"), *_list(lines)]
+    lines = (f"{finding.title}: {finding.sentence}" for finding in findings)
+    return [Text("Warnings", style="bold"), *_list(lines)]
 
 
 def _list(lines: Iterable[str]) -> list[Text]:

@@ -4,14 +4,13 @@ from typing import Any
 
 import streamlit as st
 
-from results.doctor.data_warnings import of_data
-from results.doctor.finding import Finding
-from results.doctor.trial_warnings import of_trial
-from results.formatting import columns, compact, ending, judged, number, verdict_sentence
+from results import views
+from results.doctor.data_warnings import data_warnings
+from results.doctor.trial_warnings import trial_warnings
+from results.formatting import number
 from results.run.layout import ACTIVE
 from results.run.listing import list_runs, open_run
 from results.run.run import Run
-from results.views import leaderboard
 from search_spaces.errors import UserError
 from serve.choice import Choice, literal
 
@@ -47,71 +46,56 @@ def page(choice: Choice) -> None:
 
 def _run(run: Run) -> None:
     trials = run.trials()
-    ended = [t for t in trials if t.state not in ("running", "waiting")]
-    best = next((t for t in leaderboard(run) if t.state in ("complete", "stopped")), None)
+    ended = [t for t in trials if t.state not in ("running", "paused", "waiting")]
+    best = next((t for t in views.ranked(run) if t.state in ("complete", "stopped")), None)
+    wanted = (run.spec.get("search") or {}).get("trials")
     facts = [
         ("state", run.state),
-        ("trials ended", f"{len(ended)} of {_trials_wanted(run) or len(trials)}"),
+        ("trials ended", f"{len(ended)} of {wanted or len(trials)}"),
         (f"best {run.metric}", number(best.value if best else None, 3)),
         (f"reference {run.metric}", number(run.reference.get(run.metric), 3)),
     ]
     for (label, value), column in zip(facts, st.columns(len(facts)), strict=True):
         column.metric(literal(label), value)
-    _verdict(run)
-    for words in run.missing():
-        st.warning(literal(words))
+    _verdict(views.verdict(run))
+    for sentence in run.missing():
+        st.warning(literal(sentence))
     st.subheader("Leaderboard")
-    findings = {trial.number: of_trial(run, trial) for trial in leaderboard(run)}
-    st.dataframe(_rows(run, findings), hide_index=True)
-    _wary(run, findings)
+    board = views.leaderboard(run)
+    warnings = {row.trial.number: trial_warnings(run, row.trial) for row in board.rows}
+    st.dataframe(
+        [
+            {
+                "trial": row.trial.number,
+                "ended": row.ending,
+                "pairs": row.trial.pairs,
+                **dict(zip(board.params, row.params, strict=True)),
+                **{name: row.trial.measures.get(name) for name in board.measures},
+                "warnings": ", ".join(finding.title for finding in warnings[row.trial.number]),
+                "cause": row.trial.cause or "",
+            }
+            for row in board.rows
+        ],
+        hide_index=True,
+    )
+    about = [("The data", data_warnings(run))]
+    about += [(f"Trial {trial}", findings) for trial, findings in warnings.items()]
+    lines = [
+        f"- **{literal(subject)}, {literal(finding.title)}.** {literal(finding.sentence)}"
+        for subject, findings in about
+        for finding in findings
+    ]
+    if lines:
+        with st.expander("Warnings"):
+            st.markdown("\n".join(lines))
     left, right = st.columns(2)
     left.plotly_chart(_scatter(run), key="scatter", config={"displayModeBar": False})
     right.plotly_chart(_curves(run), key="curves", config={"displayModeBar": False})
 
 
-def _verdict(run: Run) -> None:
-    verdict = run.verdict()
-    if verdict is None:
-        st.info(literal(verdict_sentence(run)))
-        return
-    say = st.success if verdict.get("passing") else st.warning
-    words = (verdict_sentence(run), judged(verdict))
-    say(" ".join(literal(text) for text in words if text))
-
-
-def _trials_wanted(run: Run) -> int | None:
-    wanted = (run.spec.get("search") or {}).get("trials")
-    return int(wanted) if wanted else None
-
-
-def _rows(run: Run, findings: dict[int, list[Finding]]) -> list[dict[str, Any]]:
-    shown = columns(run)
-    return [
-        {
-            "trial": trial.number,
-            "ended": ending(trial, run),
-            "pairs": trial.pairs,
-            **{name: compact(trial.params.get(name, "-")) for name in run.searched},
-            **{name: trial.measures.get(name) for name in shown},
-            "wary of": ", ".join(finding.sign for finding in findings[trial.number]),
-            "cause": trial.cause or "",
-        }
-        for trial in leaderboard(run)
-    ]
-
-
-def _wary(run: Run, of_trials: dict[int, list[Finding]]) -> None:
-    """What the doctor found in the data and in each trial, in full."""
-    about = [("The data", of_data(run))]
-    about += [(f"Trial {number}", findings) for number, findings in of_trials.items()]
-    lines = [
-        f"- **{literal(about_what)}, {literal(finding.sign)}.** {literal(finding.sentence)}"
-        for about_what, findings in about
-        for finding in findings
-    ]
-    if lines:
-        with st.expander("What to be wary of"):
-            st.markdown("\n".join(lines))
+def _verdict(verdict: views.Verdict) -> None:
+    box = {"open": st.info, "won": st.success, "none": st.warning}[verdict.tone]
+    box(" ".join(map(literal, [verdict.sentence, *verdict.details])))
 
 
 def _figure(title: str, x: str, y: str) -> Any:
@@ -130,10 +114,10 @@ def _figure(title: str, x: str, y: str) -> Any:
 
 
 def _scatter(run: Run) -> Any:
-    """The objective against kl at each trial's last rung: how much was won, and how far it went."""
+    """The objective against kl at each trial's last rung."""
     figure = _figure(f"{run.metric} against kl", "kl (nats per answer)", run.metric)
     trials = [t for t in run.trials() if t.measures.get("kl") is not None]
-    for state in ("complete", "stopped", "infeasible", "running"):
+    for state in ("complete", "stopped", "infeasible", "running", "paused"):
         shown = [t for t in trials if t.state == state and t.measures.get(run.metric) is not None]
         if shown:
             figure.add_scatter(

@@ -6,8 +6,8 @@ from typing import Any
 
 import streamlit as st
 
-from results.formatting import verdict_sentence
 from results.run.run import Run
+from results.views import verdict_sentence
 from search_spaces.errors import UserError
 from serve.choice import Choice, literal
 from serve.engine import Engine, Message, load

@@ -1,10 +1,13 @@
 """What tests of publishing share: a token, a picture, a push, and a download that talks."""
 
 from pathlib import Path
+from typing import Any
 
 from hub import Hub, Repository
 
-from results.publish.push import push
+from results.publish.push import Access, PushResult, selected
+from results.publish.push import push as publish
+from results.publish.target import Target
 from results.run.run import Run
 
 TOKEN = "hf_only_for_this_test"
@@ -49,8 +52,17 @@ def published(repository: Repository, revision: str = "main") -> list[str]:
     return [name for name in repository.files(revision) if name != ".gitattributes"]
 
 
-def pushed(hub: Hub, run: Run, repo: str = "me/winner", **options: object) -> str:
+def push(run: Run, name: str, **options: Any) -> PushResult:
+    """Push with the options of the command, and a Hub's token and endpoint."""
+    models = {"trial": None, "full": False, "adapter": False}
+    model = {key: options.pop(key, default) for key, default in models.items()}
+    target = Target(name, options.pop("private", False), options.pop("revision", None))
+    access = Access(options.pop("token", None), options.pop("endpoint", None))
+    return publish(run, target, selected(run, **model), access=access, **options)
+
+
+def pushed(hub: Hub, run: Run, repo: str = "me/winner", **options: Any) -> str:
     """Push, and return the commit that the branch is at."""
-    done = push(run, repo, token=TOKEN, endpoint=hub.endpoint, **options)  # type: ignore[arg-type]
+    done = push(run, repo, token=TOKEN, endpoint=hub.endpoint, **options)
     assert done.uploaded is not None
     return done.uploaded.commit

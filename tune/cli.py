@@ -163,6 +163,9 @@ def push(
     run: Annotated[str, typer.Argument(metavar="RUN")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="name/repo, or a local folder.")],
     trial: Annotated[int | None, typer.Option(help="Another trial than the winner.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="The winner trained on all pairs by `preftune train`.")
+    ] = False,
     adapter: Annotated[
         bool, typer.Option("--adapter", help="The LoRA adapter alone, not merged into its base.")
     ] = False,
@@ -182,19 +185,15 @@ def push(
     """Publish the winner on the Hub, or to a local folder."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from results.publish.push import push as publish
+    from results.publish.push import selected
+    from results.publish.target import Target
     from results.run.listing import open_run
 
-    result = publish(
-        open_run(run, storage),
-        repo,
-        private=private,
-        revision=revision,
-        dry_run=dry_run,
-        force=force,
-        trial=trial,
-        adapter=adapter,
-    )
-    _tell(result, f"trial {result.trial}")
+    opened = open_run(run, storage)
+    chosen = selected(opened, trial, full, adapter)
+    target = Target(repo, private, revision)
+    result = publish(opened, target, chosen, dry_run=dry_run, force=force)
+    _tell(result)
     if "front.png" not in result.files:
         console.print(
             "its card has no figure: drawing it takes Chrome or Chromium", highlight=False
@@ -217,11 +216,12 @@ def push_data(
     from results.run.listing import open_run
 
     result = publish(open_run(run, storage), repo, private=private, dry_run=dry_run)
-    _tell(result, f"the trials of {run}")
+    _tell(result)
 
 
-def _tell(result: "PushResult", what: str) -> None:
+def _tell(result: "PushResult") -> None:
     """Print what was published, or would be."""
+    what = result.what
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)

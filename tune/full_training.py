@@ -17,10 +17,12 @@ from ray.exceptions import RayError
 from rich.console import Console
 from rich.table import Table
 
-from results.formatting import DIGITS, columns, interval, measure, verdict_sentence
+from results.formatting import DIGITS, columns, interval, measure
 from results.publish.card import published_texts
+from results.publish.public_view import candidate
 from results.run import layout
 from results.run.run import Run
+from results.views import verdict_sentence
 from search_spaces.errors import UserError
 from search_spaces.schema import Budget
 from search_spaces.spec import Spec, load
@@ -202,7 +204,7 @@ def _train(
             f"the trained model in {job.home} is damaged: train it again with "
             f"`{train_command(run.folder)}`"
         )
-    texts = published_texts(run, full=full)
+    texts = published_texts(run, candidate(run, full=full))
     model_folder(job.spec, run.folder / MODEL, prepared.search, checkpoint, texts)
     write_json(run.folder / layout.FULL_VERDICT, full)  # last: it says that the model is there
     shutil.rmtree(job.home.parent)

@@ -1,4 +1,4 @@
-"""What to be wary of in the data of a search, each sign a function of its own."""
+"""Warnings about the data of a search, each from a function of its own."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -107,7 +107,7 @@ def _shared_prompts(run: Run) -> Iterator[Finding]:
 
 
 # Most serious first.
-DATA_SIGNS: tuple[Callable[[Run], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[Run], Iterator[Finding]], ...] = (
     _truncated,
     _length_bias,
     _no_template,
@@ -116,6 +116,6 @@ DATA_SIGNS: tuple[Callable[[Run], Iterator[Finding]], ...] = (
 )
 
 
-def of_data(run: Run) -> list[Finding]:
-    """What to be wary of in the data and in how many the measures rest on, most serious first."""
-    return [finding for sign in DATA_SIGNS for finding in sign(run)]
+def data_warnings(run: Run) -> list[Finding]:
+    """Return the warnings about the data and the number of prompts, most serious first."""
+    return [finding for check in CHECKS for finding in check(run)]

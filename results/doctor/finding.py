@@ -7,26 +7,26 @@ from typing import Any
 
 from results.run.run import Run
 
-# Share of pairs whose chosen answer is told by its length alone. UltraFeedback has 0.67, and DPO on
-# such data writes longer and longer answers (Park et al. 2024, arXiv:2403.19159).
+# Share of pairs whose chosen answer is known from its length alone. UltraFeedback has 0.67, and
+# DPO on such data writes longer and longer answers (Park et al. 2024, arXiv:2403.19159).
 LENGTH_RULE = 0.6
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to be wary of.
+    """A warning about a trial or about the data.
 
     Attributes:
-        sign: two to four words, the same for the same thing in every trial.
+        title: two to four words, the same for the same thing in every trial.
         sentence: what was measured, what it means, and what to do about it.
     """
 
-    sign: str
+    title: str
     sentence: str
 
 
 def figure(record: Mapping[str, Any], name: str) -> float | None:
-    """A number of a record; None where it is missing, NaN or no number."""
+    """A number of a record; None where it is missing, NaN or not a number."""
     value = record.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None

@@ -1,14 +1,10 @@
-"""What looks unhealthy in a trial, each sign a function of its own.
+"""Warnings about a trial, each from a function of its own.
 
-A figure that is missing or NaN is no sign of anything. Section 5 of docs/design.md defines the
-measures.
+A figure that is missing or NaN causes none. Section 5 of docs/design.md defines the measures.
 """
 
 import math
-import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
-from zipfile import BadZipFile
 
 from results.doctor.finding import (
     LENGTH_RULE,
@@ -19,9 +15,8 @@ from results.doctor.finding import (
     percent,
     prompts_of,
 )
+from results.doctor.ties import tied_answers, tied_pairs
 from results.formatting import compact, number, plain
-from results.run import layout
-from results.run.files import read_lines
 from results.run.run import Run
 from results.run.trial import Trial
 
@@ -49,13 +44,10 @@ ACCURACY = 0.6
 PAIR_LOSS = 1.01 * LN2
 # Half as long again, and the inverse: far more than another seed changes.
 LONGER, SHORTER = 1.5, 1 / 1.5
-# On 20 decided prompts a sign test at 5 % already wants 15 to 5. They are few because of ties, not
-# because of few prompts, where at least half tie.
-DECIDED, TIED = 20, 0.5
 
 
 def _diverged(run: Run, trial: Trial) -> Iterator[Finding]:
-    # `finite` is the constraint that a loss or an objective which is no finite number breaks.
+    # `finite` is the constraint that a loss or an objective which is not finite breaks.
     if trial.ended_by != "nan" and not _broken(trial, "finite"):
         return
     cause = f" ({plain(trial.cause).rstrip('.')})" if trial.cause else ""
@@ -67,7 +59,7 @@ def _diverged(run: Run, trial: Trial) -> Iterator[Finding]:
 
 
 def _kl_blow_up(run: Run, trial: Trial) -> Iterator[Finding]:
-    kl, limit = figure(trial.measures, "kl"), figure(_limit(run, "kl"), "max")
+    kl, limit = figure(trial.measures, "kl"), figure(run.limits.get("kl", {}), "max")
     if kl is None or kl <= (KL if limit is None else limit):
         return
     beyond = f"more than {KL:g}" if limit is None else f"beyond the search's limit of {limit:g}"
@@ -80,11 +72,11 @@ def _kl_blow_up(run: Run, trial: Trial) -> Iterator[Finding]:
 
 
 def _beyond_limits(run: Run, trial: Trial) -> Iterator[Finding]:
-    told = {"finite", "kl"} if any(_kl_blow_up(run, trial)) else {"finite"}
+    covered = {"finite", "kl"} if any(_kl_blow_up(run, trial)) else {"finite"}
     for name in trial.constraints:
-        if name in told or not _broken(trial, name):
+        if name in covered or not _broken(trial, name):
             continue
-        bound, value, word = _limit(run, name), figure(trial.measures, name), plain(name)
+        bound, value, word = run.limits.get(name, {}), figure(trial.measures, name), plain(name)
         ends = {end: figure(bound, end) for end in ("min", "max")}
         limit = ", ".join(f"{end} {at:g}" for end, at in ends.items() if at is not None)
         yield Finding(
@@ -195,14 +187,14 @@ def _length(run: Run, trial: Trial) -> Iterator[Finding]:
     ratio = figure(trial.measures, "length_ratio")
     if ratio is None or SHORTER <= ratio <= LONGER:
         return
-    sign = "length inflation" if ratio > 1 else "shortened answers"
+    title = "length inflation" if ratio > 1 else "shortened answers"
     meant = (
         "length that a judge may take for quality, or answers that do not find their end"
         if ratio > 1
         else "answers that may leave out what was asked for"
     )
     yield Finding(
-        sign,
+        title,
         f"Its answers have {number(ratio)} times the tokens of the reference's: {meant}. Read "
         "some, and bound objective.constraints.length_ratio if they are worse for it.",
     )
@@ -220,40 +212,6 @@ def _beaten_by_length(run: Run, trial: Trial) -> Iterator[Finding]:
         f'"Prefer the {word} answer" ranks {percent(right)} of the validation pairs right, this '
         f"trial {percent(accuracy)}: what it learnt may be no more than that. Train on more "
         "pairs, or on pairs whose two answers are about equally long.",
-    )
-
-
-def _tied_answers(run: Run, trial: Trial) -> Iterator[Finding]:
-    pairs = _judged(run, trial)
-    tied = sum(own["score"] == before["score"] for own, before in pairs)
-    decided = len(pairs) - tied
-    if not pairs or decided >= DECIDED or tied < TIED * len(pairs):
-        return
-    same = sum(own.get("answer") == before.get("answer") for own, before in pairs)
-    scores = {answer["score"] for pair in pairs for answer in pair}
-    if 2 * same >= tied:
-        why = f"{same} answers are the reference's word for word, so it has hardly moved: raise "
-        why += "learning_rate, or train on more pairs."
-    elif len(scores) <= 2:
-        why = "A judge that gives two scores ties often by nature: raise evaluation.prompts."
-    else:
-        why = "Raise evaluation.prompts, or take a judge that tells answers apart more finely."
-    yield Finding(
-        "tied answers",
-        f"The judge scores its answer like the reference's on {tied} of {len(pairs)} prompts, so "
-        f"win_rate rests on the other {decided} and says little. {why}",
-    )
-
-
-def _tied_pairs(run: Run, trial: Trial) -> Iterator[Finding]:
-    same, total = _undecided(run, trial)
-    if not total or same < TIED * total:
-        return
-    yield Finding(
-        "tied pairs",
-        f"On {same} of {total} validation pairs it prefers neither answer more than the reference "
-        f"does (delta is exactly 0), so accuracy rests on the other {total - same}. It has hardly "
-        "moved: raise learning_rate, or train in fp32 if its updates are lost to rounding.",
     )
 
 
@@ -280,7 +238,7 @@ def _restarts(run: Run, trial: Trial) -> Iterator[Finding]:
 
 
 # Most serious first.
-TRIAL_SIGNS: tuple[Callable[[Run, Trial], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[Run, Trial], Iterator[Finding]], ...] = (
     _diverged,
     _kl_blow_up,
     _beyond_limits,
@@ -292,8 +250,8 @@ TRIAL_SIGNS: tuple[Callable[[Run, Trial], Iterator[Finding]], ...] = (
     _wins_by_length,
     _length,
     _beaten_by_length,
-    _tied_answers,
-    _tied_pairs,
+    tied_answers,
+    tied_pairs,
     _micro_batch,
     _restarts,
 )
@@ -302,11 +260,6 @@ TRIAL_SIGNS: tuple[Callable[[Run, Trial], Iterator[Finding]], ...] = (
 def _by_chance(run: Run) -> float:
     """By how much a share of the prompts may be off: a share of n has at most 0.5 / sqrt(n)."""
     return STANDARD_ERRORS * 0.5 / math.sqrt(prompts_of(run) or PROMPTS)
-
-
-def _limit(run: Run, name: str) -> dict[str, Any]:
-    limits = (run.spec.get("objective") or {}).get("constraints") or {}
-    return dict(limits.get(name) or {})
 
 
 def _broken(trial: Trial, name: str) -> bool:
@@ -319,42 +272,6 @@ def _win_rate_before(run: Run) -> float:
     return 0.5 if before is None else before
 
 
-def _reference_answers(run: Run) -> dict[Any, dict[str, Any]]:
-    """The reference's answers to the validation prompts by row; empty where they are gone."""
-    folder = (run.info.get("prepared") or {}).get("answers")
-    if not folder:
-        return {}
-    path = run.storage / layout.PREPARED / str(folder) / "validation.jsonl"
-    return {line.get("row"): line for line in read_lines(path)[0]}
-
-
-def _judged(run: Run, trial: Trial) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The judged answers behind the trial's last measures, each with the reference's."""
-    if figure(trial.measures, "win_rate") is None:
-        return []
-    pairs, reference = trial.measures.get("pairs"), _reference_answers(run)
-    both = [
-        (own, reference.get(own.get("row")) or {})
-        for own in run.samples(trial.number)
-        if pairs is not None and own.get("pairs") == pairs
-    ]
-    return [pair for pair in both if all(figure(line, "score") is not None for line in pair)]
-
-
-def _undecided(run: Run, trial: Trial) -> tuple[int, int]:
-    """Pairs whose delta is exactly 0 at the last measures, and all of its pairs."""
-    import numpy as np  # a list of runs does without it
-
-    rung = trial.measures.get("rung")
-    path = run.trial_folder(trial.number) / layout.DELTAS
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            deltas = arrays[f"rung{rung}"]
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error):  # gone or damaged
-        return 0, 0
-    return int((deltas == 0).sum()), int(deltas.size)
-
-
-def of_trial(run: Run, trial: Trial) -> list[Finding]:
-    """What to be wary of in a trial's last measures and in how it ran, most serious first."""
-    return [finding for sign in TRIAL_SIGNS for finding in sign(run, trial)]
+def trial_warnings(run: Run, trial: Trial) -> list[Finding]:
+    """Return the warnings about a trial's last measures and its course, most serious first."""
+    return [finding for check in CHECKS for finding in check(run, trial)]

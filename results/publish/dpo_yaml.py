@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from results.publish.public_view import candidate, hub_id, last_part, name_of
+from results.publish.public_view import Candidate, candidate, hub_id, last_part, name_of
 from results.run.run import Run
 from search_spaces.configuration import configure
 
@@ -24,21 +24,21 @@ LORA = {
 }
 
 
-def dpo_yaml(run: Run, trial: int | None = None, pairs: int | None = None) -> str:
-    """Write the winner (or the given trial) as fields of ScriptArguments, DPOConfig, ModelConfig.
+def dpo_yaml(run: Run, chosen: Candidate | None = None) -> str:
+    """Write a model's configuration as fields of ScriptArguments, DPOConfig and ModelConfig.
 
     What such a file cannot say (an SFT pass, a local or embedded data set, a field of LoraConfig
-    that TRL's command does not offer) stands in it as a comment.
+    that TRL's command does not offer) is a comment in it.
 
     Args:
         run: an opened run.
-        trial: a trial other than the winner.
-        pairs: what the model was trained on, where that is more than the search's budget.
+        chosen: the model; default: the winner's.
 
     Raises:
-        UserError: the verdict names no winner and no trial was given.
+        UserError: the verdict names no winner and no model was given.
     """
-    chosen = candidate(run, trial)
+    chosen = chosen or candidate(run)
+    pairs = chosen.full["pairs"] if chosen.full else None
     spec = run.spec if pairs is None else run.spec | {"budget": {"pairs": pairs}}
     model, dataset = run.info.get("model") or {}, spec.get("dataset") or {}
     path = model.get("path") or spec.get("model")

@@ -1,8 +1,9 @@
-"""Foreign text in Markdown: shown as it is written, never read as markup, HTML or a link."""
+"""Markdown from templates; foreign text in it is never read as markup, HTML or a link."""
 
 import re
+from pathlib import Path
 
-from results.formatting import plain
+from results.formatting import compact, count, plain
 
 # An underscore inside a word is no markup. Bare addresses become links without any mark.
 MARKS = re.compile(r"[\\`*{}\[\]<>#|~$!&@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=\bwww)\.")
@@ -31,3 +32,17 @@ def code(text: object) -> str:
 def cell(text: object) -> str:
     """A name in a table, as code; a table ends its cells at `|` even there."""
     return code(text).replace("|", "\\|")
+
+
+def render(template: str, **values: object) -> str:
+    """Fill a template of this folder; the filters make text fit for its place."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"literal": literal, "code": code, "cell": cell}
+    environment.filters |= {"compact": compact, "count": count}
+    return environment.get_template(template).render(**values)

@@ -1,4 +1,4 @@
-"""Which files of a run are its model, and that they are whole: nothing else ever leaves."""
+"""The files of a run that are its model, checked to be complete; nothing else ever leaves."""
 
 import json
 import re
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from results.publish.adapter import ADAPTER, merged, portable
+from results.publish.public_view import Candidate
+from results.run import layout
 from results.run.run import Run
 from search_spaces.errors import UserError
 
@@ -16,7 +18,7 @@ WRITTEN = frozenset({CARD, CONFIG, SPEC, FIGURE})  # rather than copied
 # The names that `save_pretrained` gives, and no pattern that another file could answer to: a
 # checkpoint folder also holds optimizer state and paths of this machine.
 TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"})
-WORDS = TOKENIZERS | {
+TEXTS = TOKENIZERS | {
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -31,20 +33,20 @@ SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 
 def may_leave(name: str) -> bool:
     """Whether a file of this name is a part of what `push` publishes."""
-    return name in WORDS | MODEL | ADAPTER | WRITTEN or WEIGHTS.fullmatch(name) is not None
+    return name in TEXTS | MODEL | ADAPTER | WRITTEN or WEIGHTS.fullmatch(name) is not None
 
 
 @contextmanager
-def model_files(run: Run, trial: int, *, adapter: bool) -> Iterator[dict[str, Path]]:
-    """Give the files of a trial's model, for as long as this lasts.
+def model_files(run: Run, chosen: Candidate) -> Iterator[dict[str, Path]]:
+    """Give the files of a model, for as long as this lasts.
 
-    The winner's stand in `best/`. Of another trial they are its kept checkpoint's, from object
-    storage a copy; a LoRA adapter is merged into its base, unless it is wanted alone.
+    The winner's are in `best/`, those of the model trained on all pairs in `full/`. Of another
+    trial they are its checkpoint's, from object storage a copy; a LoRA adapter is merged into its
+    base, unless it is wanted alone.
 
     Args:
         run: an opened run.
-        trial: its number.
-        adapter: give the LoRA adapter without its base.
+        chosen: the model.
 
     Yields:
         File name -> path, of the allowed names only.
@@ -52,28 +54,31 @@ def model_files(run: Run, trial: int, *, adapter: bool) -> Iterator[dict[str, Pa
     Raises:
         UserError: they are gone, damaged, links, or cannot be fetched or merged.
     """
-    what = f"Trial {trial} of run {run.name}"
-    if adapter and not run.spec.get("lora"):
+    what = f"Trial {chosen.number} of run {run.name}"
+    if chosen.full:
+        yield _complete(run, run.folder / layout.FULL, f"{what}, trained on all pairs,", MODEL)
+        return
+    if chosen.adapter and not run.spec.get("lora"):
         raise UserError(
-            f"Run {run.name} trained whole models, no LoRA adapters: push without --adapter."
+            f"Run {run.name} trained whole models and has no LoRA adapters. Remove --adapter."
         )
     winner = (run.verdict() or {}).get("winner")
-    if trial == winner and run.best is not None and not adapter:
-        yield _found(run, run.best, what, MODEL)
+    if chosen.number == winner and run.best is not None and not chosen.adapter:
+        yield _complete(run, run.best, what, MODEL)
         return
     with (
-        _checkpoint(run, trial) as kept,
+        _checkpoint(run, chosen.number) as checkpoint,
         tempfile.TemporaryDirectory(prefix="preftune-push-") as scratch,
     ):
-        if not (kept / "adapter_config.json").is_file():
-            yield _found(run, kept, what, ADAPTER if adapter else MODEL)
+        if not (checkpoint / "adapter_config.json").is_file():
+            yield _complete(run, checkpoint, what, ADAPTER if chosen.adapter else MODEL)
             return
-        files = _found(run, kept, what, ADAPTER)
-        if adapter:
+        files = _complete(run, checkpoint, what, ADAPTER)
+        if chosen.adapter:
             yield files | portable(run, files, Path(scratch))
             return
-        merged(run, kept, Path(scratch))
-        yield _found(run, Path(scratch), what, MODEL)
+        merged(run, checkpoint, Path(scratch))
+        yield _complete(run, Path(scratch), what, MODEL)
 
 
 @contextmanager
@@ -83,31 +88,31 @@ def _checkpoint(run: Run, trial: int) -> Iterator[Path]:
     Raises:
         UserError: it cannot be fetched.
     """
-    kept = str(run.trial(trial).attrs.get("checkpoint") or run.trial_folder(trial) / "checkpoint")
-    if "://" not in kept:
-        yield run.folder / kept
+    place = str(run.trial(trial).attrs.get("checkpoint") or run.trial_folder(trial) / "checkpoint")
+    if "://" not in place:
+        yield run.folder / place
         return
     from pyarrow import ArrowException, fs
 
     with tempfile.TemporaryDirectory(prefix="preftune-push-") as folder:
         try:
-            files, path = fs.FileSystem.from_uri(kept)
+            files, path = fs.FileSystem.from_uri(place)
             fs.copy_files(path, folder, source_filesystem=files)
         except FileNotFoundError as error:
             raise UserError(
-                f"Trial {trial} of run {run.name} cannot be published: {kept} is gone. Weights are "
-                "kept of the best few trials only."
+                f"Trial {trial} of run {run.name} cannot be published: {place} is gone. Weights "
+                "are kept of the best few trials only."
             ) from error
         except (OSError, ArrowException) as error:
             raise UserError(
-                f"The weights of trial {trial} of run {run.name} cannot be fetched from {kept} "
+                f"The weights of trial {trial} of run {run.name} cannot be fetched from {place} "
                 f"({error}); check the endpoint and the credentials in the environment."
             ) from error
         yield Path(folder)
 
 
-def _found(run: Run, weights: Path, what: str, parts: frozenset[str]) -> dict[str, Path]:
-    """The files of a model or, where `parts` says so, of an adapter; whole and no links."""
+def _complete(run: Run, weights: Path, what: str, parts: frozenset[str]) -> dict[str, Path]:
+    """The files of a model or, where `parts` says so, of an adapter; complete and no links."""
     found: dict[str, Path] = {}
     for home in (run.reference_tokenizer(), weights):  # the weights' own tokenizer goes first
         if home is not None and home.is_dir():
@@ -116,7 +121,7 @@ def _found(run: Run, weights: Path, what: str, parts: frozenset[str]) -> dict[st
                 for path in home.iterdir()
                 if path.is_file()
                 and (
-                    path.name in WORDS | parts
+                    path.name in TEXTS | parts
                     or (parts is MODEL and WEIGHTS.fullmatch(path.name) is not None)
                 )
             }
@@ -127,8 +132,8 @@ def _found(run: Run, weights: Path, what: str, parts: frozenset[str]) -> dict[st
     lacking += [] if TOKENIZERS & set(found) else ["a tokenizer"]
     if lacking:
         raise UserError(
-            f"{what} cannot be published: {weights} has no {' and no '.join(lacking)}. Weights are "
-            "kept of the best few trials only."
+            f"{what} cannot be published: {weights} has no {' and no '.join(lacking)}. "
+            + _way_out(run, weights)
         )
     for path in found.values():
         _check_whole(path, what)
@@ -138,6 +143,12 @@ def _found(run: Run, weights: Path, what: str, parts: frozenset[str]) -> dict[st
             "Restore it from a copy, or name another trial with --trial."
         )
     return found
+
+
+def _way_out(run: Run, weights: Path) -> str:
+    if weights == run.folder / layout.FULL:
+        return f"Remove {layout.FULL_VERDICT} there and train it again with `preftune train`."
+    return "Weights are kept of the best few trials only."
 
 
 def _shards(found: Mapping[str, Path]) -> set[str]:
@@ -155,10 +166,10 @@ def _shards(found: Mapping[str, Path]) -> set[str]:
 
 
 def _check_whole(path: Path, what: str) -> None:
-    """Refuse a damaged file before anybody downloads it, and one that stands elsewhere.
+    """Refuse a damaged file before anybody downloads it, and a link.
 
     Raises:
-        UserError: a link, weights shorter than they say they are, or JSON that is none.
+        UserError: a link, weights shorter than they say they are, or JSON that is not valid.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -10,10 +10,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from results.doctor.data_warnings import of_data
+from results import views
+from results.doctor.data_warnings import data_warnings
+from results.doctor.trial_warnings import trial_warnings
 from results.formatting import compact, number, plain
-from results.pareto import choices
-from results.report.sections import board, data_rows, facts, head, verdict_words
 from results.report.side_by_side import answers, cut
 from results.run import layout
 from results.run.files import write_text
@@ -42,7 +42,9 @@ def write_report(run: Run) -> Path:
     try:
         write_text(path, html)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}); make room or mend it.") from error
+        raise UserError(
+            f"{path} cannot be written ({error}); make room, or set its permissions."
+        ) from error
     return path
 
 
@@ -111,7 +113,7 @@ def page(run: Run) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    from results.report.plots import figures, kl_limit
+    from results.report.plots import figures
     from results.report.study_plots import comparable
 
     environment = Environment(
@@ -134,17 +136,16 @@ def page(run: Run) -> str:
         figures=drawn,
         curves=[name for name in drawn if name.startswith("curve_")],
         rung={"pairs": at, "trials": len(trials)},
-        head=head(run),
-        verdict=verdict_words(run),
-        choices=[
-            {"budget": compact(c.budget), "point": c.point, "own": c.budget == kl_limit(run)}
-            for c in choices(run)
-        ],
-        board=board(run),
+        head=views.head(run),
+        verdict=views.verdict(run),
+        missing=run.missing(),
+        budgets=views.other_budgets(run),
+        board=views.leaderboard(run),
+        warnings={trial.number: trial_warnings(run, trial) for trial in run.trials()},
         answers=answers(run),
-        data=data_rows(run),
-        of_data=of_data(run),
-        facts=facts(run),
+        data=views.data(run),
+        data_warnings=data_warnings(run),
+        facts=_facts(run),
         spec=_text(run.folder / layout.SPEC),
     )
 
@@ -157,6 +158,21 @@ def _hash(script: str) -> str:
 def _fold(name: str) -> str:
     """A field's name that may break after each underscore: its column's values are short."""
     return plain(name).replace("_", "_\N{ZERO WIDTH SPACE}")
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What `run.json` says of how the run came about."""
+    names = ("command", "created", "ended", "state", "error", "commit", "host", "model", "hardware")
+    values = {
+        name: run.info.get(name) for name in (*names, "seeds", "seconds", "prepared", "versions")
+    }
+    return [(name, _flat(value)) for name, value in values.items() if value]
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {_flat(v)}" for k, v in value.items() if v is not None)
+    return ", ".join(map(compact, value)) if isinstance(value, list) else compact(value)
 
 
 def _text(path: Path) -> str | None:

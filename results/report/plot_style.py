@@ -15,7 +15,7 @@ from results.formatting import compact, ending, plain
 from results.run.run import Run
 from results.run.trial import Trial
 
-# Okabe and Ito's palette, told apart with any colour vision; symbols and dashes say it once more.
+# Okabe and Ito's palette, which is safe for any colour vision. Symbols and dashes repeat it.
 INK, GREY, LINE = "#1c2128", "#8c959f", "#d8dee4"
 BLUE, GREEN, ORANGE = "#0072b2", "#009e73", "#e69f00"
 VERMILLION, PURPLE = "#d55e00", "#cc79a7"
@@ -24,6 +24,7 @@ STATES = {  # state -> colour, symbol of a point
     "stopped": (GREY, "circle-open"),
     "infeasible": (VERMILLION, "x"),
     "running": (GREEN, "diamond-open"),
+    "paused": (GREEN, "hourglass-open"),
     "failed": (INK, "cross"),
 }
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
@@ -68,7 +69,7 @@ def restyled(figure: Any, height: int, margin: Mapping[str, int]) -> Any:
     return figure
 
 
-def told(run: Run, trial: Trial, what: str, params: bool = True) -> str:
+def hover_text(run: Run, trial: Trial, what: str, params: bool = True) -> str:
     """The hover text of a trial, escaped: how it ended, `what`, and its hyperparameters."""
     lines = [f"trial {trial.number}, {ending(trial, run)}", what]
     lines += [f"{name} {compact(value)}" for name, value in trial.params.items() if params]

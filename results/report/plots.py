@@ -21,13 +21,13 @@ from results.report.plot_style import (
     blank,
     escaped,
     finite,
+    hover_text,
     log_axis,
-    told,
 )
 from results.report.study_plots import of_study, timeline
 from results.run.run import Run
 
-MANY = 40  # trials whose numbers and lines can still be told apart
+MANY = 40  # trials whose numbers and lines can still be distinguished
 WON = {"size": 9, "line": {"color": INK, "width": 1}}
 
 
@@ -51,8 +51,7 @@ def curve_measures(run: Run) -> list[str]:
 
 def kl_limit(run: Run) -> float | None:
     """The search's limit on `kl`, where it has one."""
-    limits = (run.spec.get("objective") or {}).get("constraints") or {}
-    limit = (limits.get("kl") or {}).get("max")
+    limit = run.limits.get("kl", {}).get("max")
     return None if limit is None else float(limit)
 
 
@@ -181,7 +180,7 @@ def curve(run: Run, name: str) -> Any:
         line = [(0, place(before), "")] if finite(before) else []
         for record in seen:
             text = f"{name} {measure(record, name)} at {record['pairs']} pairs"
-            line.append((record["pairs"], place(record[name]), told(run, trial, text, False)))
+            line.append((record["pairs"], place(record[name]), hover_text(run, trial, text, False)))
         values += [record[name] for record in seen]
         group = "winner" if trial.number == winner else trial.state
         # A gap ends the line: one trace for a state, however many trials there are.
@@ -189,7 +188,7 @@ def curve(run: Run, name: str) -> Any:
     if not lines:
         return None
     figure = blank(330, "pairs", name)
-    for group in ("stopped", "infeasible", "failed", "running", "complete", "winner"):
+    for group in ("stopped", "infeasible", "failed", "running", "paused", "complete", "winner"):
         if group not in lines:
             continue
         colour, symbol = STATES.get(group, (ORANGE, "circle"))
@@ -232,7 +231,7 @@ def _points(
         return
     known = [(p, run.trial(p.trial)) for p in some]
     texts = [
-        told(run, t, f"{run.metric} {p.value:.3f}, kl {p.kl:.1f} at {p.pairs} pairs")
+        hover_text(run, t, f"{run.metric} {p.value:.3f}, kl {p.kl:.1f} at {p.pairs} pairs")
         for p, t in known
     ]
     figure.add_scatter(

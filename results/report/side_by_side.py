@@ -8,7 +8,7 @@ from results.formatting import plain
 from results.run import layout
 from results.run.files import read_lines
 from results.run.run import Run
-from results.views import leaderboard
+from results.views import ranked
 
 FIRST, MOST = 4, 3  # prompts that are shown: the first of the split, and where answers differ most
 LONGEST = 700  # characters of an answer or a prompt
@@ -45,9 +45,9 @@ def answers(run: Run) -> Answers:
     """
     verdict = run.verdict() or {}
     winner = verdict.get("winner")
-    ranked = [trial.number for trial in leaderboard(run) if trial.state in ("complete", "stopped")]
+    measured = [trial.number for trial in ranked(run) if trial.state in ("complete", "stopped")]
     finalists = [finalist.get("number") for finalist in verdict.get("finalists") or []]
-    order = [n for n in dict.fromkeys([winner, *finalists, *ranked]) if n is not None]
+    order = [n for n in dict.fromkeys([winner, *finalists, *measured]) if n is not None]
     sampled = ((n, latest) for n in order if (latest := _latest(run.samples(n))))
     trials = dict(islice(sampled, 2))
     if not trials:
@@ -56,13 +56,13 @@ def answers(run: Run) -> Answers:
     prepared = (run.info.get("prepared") or {}).get("answers")
     stored = run.storage / layout.PREPARED / str(prepared) / "validation.jsonl"
     everyone = [_latest(read_lines(stored)[0]), *trials.values()]
-    found = [
-        Exchange(cut(line.get("prompt")), [told.get(row) for told in everyone])
+    exchanges = [
+        Exchange(cut(line.get("prompt")), [answered.get(row) for answered in everyone])
         for row, line in prompts.items()
     ]
-    rest = sorted(found[FIRST:], key=lambda exchange: exchange.gain)
+    rest = sorted(exchanges[FIRST:], key=lambda exchange: exchange.gain)
     groups = [
-        ("The first prompts", found[:FIRST]),
+        ("The first prompts", exchanges[:FIRST]),
         (f"Where trial {first} gains most", [e for e in rest[::-1][:MOST] if e.gain > 0]),
         (f"Where trial {first} loses most", [e for e in rest[:MOST] if e.gain < 0]),
     ]

@@ -26,9 +26,9 @@ from results.report.plot_style import (
     VERMILLION,
     blank,
     escaped,
+    hover_text,
     restyled,
     short,
-    told,
 )
 from results.run import layout
 from results.run.journal import open_study
@@ -41,6 +41,7 @@ ENDINGS = {  # how a trial ended -> colour, hatching of a bar
     "nan": (PURPLE, "x"),
     "failed": (INK, ""),
     "running": (GREEN, "."),
+    "paused": (GREEN, "/"),
     "unfinished": (GREEN, "."),
 }
 OTHER_ENDING = (ORANGE, "")  # by user, out of time
@@ -71,7 +72,9 @@ def timeline(run: Run) -> Any:
         colour, hatch = ENDINGS.get(name, OTHER_ENDING)
         spans = [(_start(t) - begin, (t.datetime_complete or now) - _start(t)) for t in some]
         texts = [
-            told(run, run.trial(t.number), f"{devices[t.number]}, {length.total_seconds():.0f} s")
+            hover_text(
+                run, run.trial(t.number), f"{devices[t.number]}, {length.total_seconds():.0f} s"
+            )
             for t, (_, length) in zip(some, spans, strict=True)
         ]
         figure.add_bar(

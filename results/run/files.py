@@ -3,28 +3,72 @@
 import json
 import os
 from collections.abc import Callable
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 import yaml
 
 from search_spaces.errors import UserError
 
+Arguments = TypeVarTuple("Arguments")
+Parsed = TypeVar("Parsed")
+Version = tuple[int, int, int] | None
 
+
+def version(path: Path) -> Version:
+    """What changes when a file does: inode, size and time; None where there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def parse_once(
+    maxsize: int,
+) -> Callable[[Callable[[*Arguments], Parsed]], Callable[[*Arguments], Parsed]]:
+    """Remember what a function makes of files until one of them changes.
+
+    A page that refreshes itself then reads only what is new. Every `Path` among the function's
+    positional arguments is such a file. Its results are shared: nobody may change them.
+
+    Args:
+        maxsize: results that are remembered.
+    """
+
+    def decorate(parse: Callable[[*Arguments], Parsed]) -> Callable[[*Arguments], Parsed]:
+        @lru_cache(maxsize)
+        def remembered(_: tuple[Version, ...], arguments: tuple[*Arguments]) -> Parsed:
+            return parse(*arguments)
+
+        @wraps(parse)
+        def parsed(*arguments: *Arguments) -> Parsed:
+            # Taken before the file is read: what is written meanwhile is read the next time.
+            versions = tuple(version(item) for item in arguments if isinstance(item, Path))
+            return remembered(versions, arguments)
+
+        return parsed
+
+    return decorate
+
+
+@parse_once(256)
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None where there is no such file.
 
     Raises:
-        UserError: the file is there but holds no JSON object.
+        UserError: the file is there but does not hold a JSON object.
     """
     return _mapping(path, json.loads, "JSON object")
 
 
+@parse_once(64)
 def read_yaml(path: Path) -> dict[str, Any] | None:
     """Read a YAML mapping; None where there is no such file.
 
     Raises:
-        UserError: the file is there but holds no YAML mapping.
+        UserError: the file is there but does not hold a YAML mapping.
     """
     return _mapping(path, yaml.safe_load, "YAML mapping")
 
@@ -40,7 +84,7 @@ def _mapping(path: Path, parse: Callable[[str], Any], kind: str) -> dict[str, An
             f"{path} cannot be read ({reason}); restore it, or open another run."
         ) from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no {kind}; restore it, or open another run.")
+        raise UserError(f"{path} must hold a {kind}; restore it, or open another run.")
     return value
 
 
@@ -67,6 +111,10 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
         elif line.strip():
             damaged.append(number)
     return records, damaged
+
+
+# For files that are small and read again and again; the answers of all trials would fill memory.
+read_records = parse_once(4096)(read_lines)
 
 
 def write_text(path: Path, text: str) -> None:

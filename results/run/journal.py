@@ -10,6 +10,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.study import Study, load_study
 
+from results.run.files import parse_once
 from search_spaces.errors import UserError
 
 STUDY_NAME = "search"
@@ -45,6 +46,7 @@ class ReadOnlyJournal(BaseJournalBackend):
         raise RuntimeError("the journal of a run is read-only here")
 
 
+@parse_once(4)
 def open_study(path: Path) -> tuple[Study | None, int | None]:
     """Open the study `search` of a journal file.
 
@@ -52,7 +54,7 @@ def open_study(path: Path) -> tuple[Study | None, int | None]:
         The study, or None where the search has not begun; and the number of the first damaged line.
 
     Raises:
-        UserError: the file is no journal of Optuna's.
+        UserError: the file is not a journal of Optuna.
     """
     if not path.is_file():
         return None, None
@@ -71,10 +73,10 @@ def open_study(path: Path) -> tuple[Study | None, int | None]:
         return None, None  # the study has yet to be created
     if journal.damaged_line is None:
         raise UserError(
-            f"{path} holds no study called {STUDY_NAME!r}, so it is no search's journal; restore "
-            "it from a copy."
+            f"{path} holds no study called {STUDY_NAME!r}, so it is not a search's journal; "
+            "restore it from a copy."
         )
     raise UserError(
-        f"{path} is damaged from line {journal.damaged_line} on, before any trial; restore it from "
+        f"{path} is damaged from line {journal.damaged_line}, before any trial; restore it from "
         "a copy, or start the search again."
     )

@@ -33,4 +33,4 @@ PREPARED = "prepared"  # beside the run folders: what several searches share
 ACTIVE = ("preparing", "searching", "verifying")
 ENDED = ("done", "stopped")
 # States of a trial, best first, as the leaderboard shows them.
-STATES = ("complete", "stopped", "running", "infeasible", "failed", "waiting")
+STATES = ("complete", "stopped", "running", "paused", "infeasible", "failed", "waiting")

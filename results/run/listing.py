@@ -6,7 +6,8 @@ from pathlib import Path
 
 from results.run import layout
 from results.run.files import read_json
-from results.run.run import Run, check_info, state_of
+from results.run.run import Run, check_info
+from results.views import verdict_sentence
 from search_spaces.errors import UserError
 
 
@@ -21,7 +22,7 @@ class RunSummary:
     model: str | None
     outcome: str | None
     winner: int | None
-    sentence: str | None  # the verdict, or why there is none
+    sentence: str  # the verdict, or why there is none
 
 
 def open_run(path_or_name: str | Path | None = None, storage: str | Path = "runs") -> Run:
@@ -72,16 +73,18 @@ def _summary(folder: Path) -> RunSummary:
     try:
         info = read_json(folder / layout.INFO) or {}
         check_info(folder, info)
-        verdict = Run(folder, info).verdict() or {}
+        run = Run(folder, info)
+        verdict = run.verdict() or {}
+        sentence = verdict_sentence(run)
     except UserError as error:
         return RunSummary(folder.name, folder, "unreadable", None, None, None, None, str(error))
     return RunSummary(
         name=folder.name,
         folder=folder,
-        state=state_of(info),
+        state=run.state,
         created=info.get("created"),
         model=(info.get("model") or {}).get("path"),
         outcome=verdict.get("outcome"),
         winner=verdict.get("winner"),
-        sentence=verdict.get("sentence") or info.get("error"),
+        sentence=sentence,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from results.run import layout, schema_checks
-from results.run.files import read_json, read_lines, read_yaml
+from results.run.files import read_json, read_lines, read_records, read_yaml
 from results.run.trial import Trial, read_trial
 from search_spaces.errors import UserError
 
@@ -59,6 +59,12 @@ class Run:
     def maximize(self) -> bool:
         """Whether more of the objective is better (`pair_loss` is the one where less is)."""
         return self.metric != "pair_loss"
+
+    @property
+    def limits(self) -> dict[str, dict[str, Any]]:
+        """The search's limits by measure, each a mapping with `min` or `max`."""
+        constraints = (self.spec.get("objective") or {}).get("constraints") or {}
+        return {name: bound or {} for name, bound in constraints.items()}
 
     @property
     def reference(self) -> dict[str, Any]:
@@ -111,7 +117,7 @@ class Run:
 
     def measures(self, number: int) -> list[dict[str, Any]]:
         """A trial's measures, a record for each rung."""
-        return read_lines(self.trial_folder(number) / layout.MEASURES)[0]
+        return read_records(self.trial_folder(number) / layout.MEASURES)[0]
 
     def samples(self, number: int) -> list[dict[str, Any]]:
         """A trial's sampled answers."""
@@ -119,7 +125,7 @@ class Run:
 
     def decisions(self) -> list[dict[str, Any]]:
         """Every rung decision with the values it was made from, in the order they were made."""
-        return read_lines(self.folder / layout.DECISIONS)[0]
+        return read_records(self.folder / layout.DECISIONS)[0]
 
     def verdict(self) -> dict[str, Any] | None:
         """The verdict, or None before there is one."""
@@ -136,7 +142,7 @@ class Run:
         """
         path = self.folder / layout.FULL_VERDICT
         if full := read_json(path):
-            schema_checks.check(path, full, schema_checks.FULL, ("trial", "sentence"))
+            schema_checks.check(path, full, schema_checks.FULL, ("trial", "test", "pairs"))
         winner = (self.verdict() or {}).get("winner")
         return full if full and full.get("trial") == winner else None
 
@@ -180,7 +186,7 @@ class Run:
         return folder if data and folder.is_dir() else None
 
     def missing(self) -> list[str]:
-        """Say in words what a crashed, stopped or damaged run lacks."""
+        """Say what a crashed, stopped or damaged run lacks, a sentence each."""
         return list(_missing(self))
 
 
@@ -207,13 +213,13 @@ def state_of(info: Mapping[str, Any]) -> str:
 
 
 def _missing(run: Run) -> list[str]:
-    words: list[str] = []
+    missing: list[str] = []
     if not run.info:
-        words.append("run.json is missing: state, versions and times are unknown")
+        missing.append("run.json is missing: state, versions and times are unknown")
     if run.state == "crashed":
-        words.append(
+        missing.append(
             f"the process ended while {run.info.get('state') or 'in an unknown state'}; "
-            f"`preftune resume {run.name}` goes on from there"
+            f"`preftune resume {run.name}` continues from there"
         )
     for name, what in (
         (layout.SPEC, "the search itself is unknown"),
@@ -221,25 +227,27 @@ def _missing(run: Run) -> list[str]:
         (layout.JOURNAL, "there are no trials"),
     ):
         if not (run.folder / name).is_file():
-            words.append(f"{name} is missing: {what}")
+            missing.append(f"{name} is missing: {what}")
     if (line := run.damaged_journal_line) is not None:
-        words.append(f"study.journal is damaged at line {line}: trials after it are not shown")
+        missing.append(f"study.journal is damaged at line {line}: trials after it are not shown")
     files = [run.folder / layout.DECISIONS]
     for trial in run.trials():
         path = run.trial_folder(trial.number) / layout.MEASURES
         if path.is_file():
             files.append(path)
         elif trial.state in ("complete", "stopped"):
-            words.append(f"trial {trial.number} has no measures.jsonl: only its objective is known")
+            missing.append(
+                f"trial {trial.number} has no measures.jsonl: only its objective is known"
+            )
     for path in files:
-        for number in read_lines(path)[1]:
-            words.append(f"{path.relative_to(run.folder)} cannot be read at line {number}")
+        for number in read_records(path)[1]:
+            missing.append(f"{path.relative_to(run.folder)} cannot be read at line {number}")
     unfinished = [str(t.number) for t in run.trials() if t.state == "running"]
     if unfinished and not run.active:
-        words.append(f"trials without an end: {', '.join(unfinished)}")
+        missing.append(f"trials without an end: {', '.join(unfinished)}")
     verdict = run.verdict()
     if verdict is None and not run.active:
-        words.append("verdict.json is missing: nothing was verified on the test split")
+        missing.append("verdict.json is missing: nothing was verified on the test split")
     if verdict and verdict.get("passing") and run.best is None:
-        words.append("best/ is missing although the verdict passes: there is no model to publish")
-    return words
+        missing.append("best/ is missing although the verdict passes: there is no model to publish")
+    return missing

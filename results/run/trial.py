@@ -42,6 +42,8 @@ def read_trial(frozen: Any, measures: list[dict[str, Any]]) -> Trial:
     }[frozen.state.name]
     if state in ("complete", "stopped") and (broken or ended_by in ("nan", "constraint")):
         state = "infeasible"
+    if state == "running" and attrs.get("paused"):
+        state = "paused"
     return Trial(
         number=frozen.number,
         state=state,

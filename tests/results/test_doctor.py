@@ -9,9 +9,9 @@ import pytest
 import yaml
 from run_folder import write_json, write_lines
 
-from results.doctor.data_warnings import of_data
+from results.doctor.data_warnings import data_warnings
 from results.doctor.finding import Finding
-from results.doctor.trial_warnings import of_trial
+from results.doctor.trial_warnings import trial_warnings
 from results.run.run import Run
 from results.run.trial import Trial
 
@@ -89,12 +89,12 @@ def trial(measures: dict[str, Any] | None = None, **fields: Any) -> Trial:
 
 
 def signs(findings: list[Finding]) -> list[str]:
-    return [finding.sign for finding in findings]
+    return [finding.title for finding in findings]
 
 
 def test_healthy_trial_on_healthy_data_has_no_findings(run: Run) -> None:
-    assert of_trial(run, trial()) == []
-    assert of_data(run) == []
+    assert trial_warnings(run, trial()) == []
+    assert data_warnings(run) == []
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_healthy_trial_on_healthy_data_has_no_findings(run: Run) -> None:
 def test_each_measure_has_its_sign(
     run: Run, measures: dict[str, Any], sign: str, words: str
 ) -> None:
-    (finding,) = of_trial(run, trial(measures))
-    assert finding.sign == sign and words in finding.sentence
-    assert 2 <= len(finding.sign.split()) <= 4 and finding.sentence.endswith(".")
+    (finding,) = trial_warnings(run, trial(measures))
+    assert finding.title == sign and words in finding.sentence
+    assert 2 <= len(finding.title.split()) <= 4 and finding.sentence.endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -171,17 +171,17 @@ def test_each_measure_has_its_sign(
     ],
 )
 def test_where_a_sign_begins(run: Run, healthy: dict[str, Any], beyond: dict[str, Any]) -> None:
-    assert of_trial(run, trial(healthy)) == []
-    assert len(of_trial(run, trial(beyond))) == 1
+    assert trial_warnings(run, trial(healthy)) == []
+    assert len(trial_warnings(run, trial(beyond))) == 1
 
 
 @pytest.mark.parametrize("value", [None, math.nan, "0.1", True])
 def test_what_was_not_measured_is_no_sign(run: Run, value: object) -> None:
-    assert of_trial(run, trial(dict.fromkeys(HEALTHY, value))) == []
+    assert trial_warnings(run, trial(dict.fromkeys(HEALTHY, value))) == []
     for name in HEALTHY:
-        assert of_trial(run, trial({name: value})) == []
+        assert trial_warnings(run, trial({name: value})) == []
     reference = {"reference": {"validation": dict.fromkeys(REFERENCE, value)}}
-    assert of_trial(Run(run.folder, {**run.info, **reference}), trial()) == []
+    assert trial_warnings(Run(run.folder, {**run.info, **reference}), trial()) == []
 
 
 def test_most_serious_first(run: Run) -> None:
@@ -194,7 +194,7 @@ def test_most_serious_first(run: Run) -> None:
         "repetition": 0.4,
         "ended": 0.39,
     }
-    assert signs(of_trial(run, trial(spoilt, attrs={"restarts": 1}))) == [
+    assert signs(trial_warnings(run, trial(spoilt, attrs={"restarts": 1}))) == [
         "KL blow-up",
         "missing EOS",
         "repetitive answers",
@@ -227,29 +227,29 @@ def test_most_serious_first(run: Run) -> None:
     ],
 )
 def test_how_it_ran(run: Run, fields: dict[str, Any], sign: str, words: str) -> None:
-    (finding,) = of_trial(run, trial(**fields))
-    assert finding.sign == sign and words in finding.sentence
+    (finding,) = trial_warnings(run, trial(**fields))
+    assert finding.title == sign and words in finding.sentence
 
 
 def test_kl_has_one_sign_with_a_limit_and_without(tmp_path: Path, run: Run) -> None:
     broken = trial({"kl": 63.0}, constraints={"kl": 33.0})
-    assert signs(of_trial(run, broken)) == ["KL blow-up"]
+    assert signs(trial_warnings(run, broken)) == ["KL blow-up"]
     unknown = trial({"kl": None}, constraints={"kl": 1e9})
-    assert signs(of_trial(run, unknown)) == ["beyond the kl limit"]
+    assert signs(trial_warnings(run, unknown)) == ["beyond the kl limit"]
     lifted = {"objective": {"metric": "win_rate", "constraints": {"kl": {}}}}
     free = write(tmp_path / "free", lifted)
-    assert of_trial(free, trial({"kl": 20.0}, constraints={})) == []
-    (finding,) = of_trial(free, trial({"kl": 21.0}, constraints={}))
+    assert trial_warnings(free, trial({"kl": 20.0}, constraints={})) == []
+    (finding,) = trial_warnings(free, trial({"kl": 21.0}, constraints={}))
     assert "kl is 21.0 nats per answer, more than 20:" in finding.sentence
 
 
 def test_advice_does_not_name_what_is_done_already(run: Run) -> None:
     drifted = {"chosen_drift": -0.3}
-    (finding,) = of_trial(run, trial(drifted))
+    (finding,) = trial_warnings(run, trial(drifted))
     assert finding.sentence.endswith(
         "Add the sft loss (loss_type: [sigmoid, sft]), raise beta or lower learning_rate."
     )
-    (finding,) = of_trial(run, trial(drifted, params={"loss_type": ["sigmoid", "sft"]}))
+    (finding,) = trial_warnings(run, trial(drifted, params={"loss_type": ["sigmoid", "sft"]}))
     assert finding.sentence.endswith("may be neither. Raise beta or lower learning_rate.")
 
 
@@ -267,7 +267,7 @@ def test_beaten_by_length(
     tmp_path: Path, longer: float | None, accuracy: float, words: str | None
 ) -> None:
     run = write(tmp_path / "run", validation={"longer_is_chosen": longer})
-    found = of_trial(run, trial({"accuracy": accuracy}))
+    found = trial_warnings(run, trial({"accuracy": accuracy}))
     assert signs(found) == (["beaten by length"] if words else [])
     assert not words or words in found[0].sentence
 
@@ -294,7 +294,7 @@ WON, LOST, TIED = (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)
 
 def test_ties_that_leave_few_decided_prompts(run: Run) -> None:
     judge(run, [WON] * 15 + [LOST] * 4 + [TIED] * 109)
-    (finding,) = of_trial(run, trial())
+    (finding,) = trial_warnings(run, trial())
     assert finding == Finding(
         "tied answers",
         "The judge scores its answer like the reference's on 109 of 128 prompts, so win_rate rests "
@@ -315,31 +315,33 @@ def test_ties_that_leave_few_decided_prompts(run: Run) -> None:
 )
 def test_enough_decided_prompts(run: Run, scores: list[tuple[float, float]]) -> None:
     judge(run, scores)
-    assert of_trial(run, trial()) == []
+    assert trial_warnings(run, trial()) == []
 
 
 def test_ties_are_told_apart_by_their_cause(run: Run) -> None:
     judge(run, [(0.25, 0.5)] + [(0.75, 0.75)] * 127)
-    assert "take a judge that tells answers apart" in of_trial(run, trial())[0].sentence
+    assert "use a judge with a finer score" in trial_warnings(run, trial())[0].sentence
     judge(run, [TIED] * 128, same=True)
-    assert "128 answers are the reference's word for word" in of_trial(run, trial())[0].sentence
+    assert (
+        "128 answers are the reference's word for word" in trial_warnings(run, trial())[0].sentence
+    )
 
 
 def test_only_answers_of_the_last_measures_count(run: Run) -> None:
     judge(run, [TIED] * 128, pairs=533)
-    assert of_trial(run, trial()) == []
+    assert trial_warnings(run, trial()) == []
     judge(run, [TIED] * 128)
-    assert of_trial(run, trial({"win_rate": None})) == []  # nobody was judged
+    assert trial_warnings(run, trial({"win_rate": None})) == []  # nobody was judged
     (run.storage / "prepared" / ANSWERS / "validation.jsonl").unlink()
-    assert of_trial(run, trial()) == []
+    assert trial_warnings(run, trial()) == []
 
 
 def test_repetition_without_the_references(run: Run) -> None:
     """Nothing to compare with: one in five is much for any text."""
     del (info := json.loads(json.dumps(run.info)))["reference"]["validation"]["repetition"]
     run = Run(run.folder, info)
-    assert of_trial(run, trial({"repetition": 0.2})) == []
-    (finding,) = of_trial(run, trial({"repetition": 0.21}))
+    assert trial_warnings(run, trial({"repetition": 0.2})) == []
+    (finding,) = trial_warnings(run, trial({"repetition": 0.21}))
     assert finding.sentence.startswith("21 % of an answer's 4-grams repeat an earlier one: ")
 
 
@@ -349,5 +351,8 @@ def test_few_prompts_ask_for_more_than_chance(run: Run) -> None:
         spec = {**run.spec, "evaluation": {"prompts": prompts}}
         (run.folder / "spec.yaml").write_text(json.dumps(spec))
         again = Run(run.folder, run.info)
-        told = [of_trial(again, trial({"accuracy": 0.9, "win_rate": r})) for r in (healthy, beyond)]
+        told = [
+            trial_warnings(again, trial({"accuracy": 0.9, "win_rate": r}))
+            for r in (healthy, beyond)
+        ]
         assert [signs(found) for found in told] == [[], ["pairs mislead"]]

@@ -1,13 +1,13 @@
 """The front of the objective against KL, and what other budgets would have chosen."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
-from results.formatting import other_budgets
 from results.pareto import Point, choices, front
 from results.run.run import Run
 from results.run.trial import Trial
+from results.tables import _other_budgets
 
 
 def point(trial: int, kl: float, value: float) -> Point:
@@ -53,24 +53,20 @@ def test_choices_under_half_the_limit_the_limit_and_twice_of_it(run: Run) -> Non
     assert found == [(10.0, 0, 1600), (20.0, 1, 1600), (40.0, 2, 533)]
 
 
-def test_choices_in_words(run: Run) -> None:
-    told = [
-        {"budget": c.budget, **(asdict(c.point) if c.point else {"trial": None})}
-        for c in choices(run)
-    ]
-    words = other_budgets(
-        {"metric": "win_rate", "choices": [{**told[0], "trial": None}, *told[1:]]}
+def test_other_budgets_in_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _other_budgets(run) == (
+        "By the validation split the best is, under kl ≤ 10 trial 0 (win_rate 0.600, kl 4.0); "
+        "kl ≤ 20 trial 1 (win_rate 0.700, kl 15.0); kl ≤ 40 trial 2 (win_rate 0.750, kl 30.0, "
+        "ended at 533 pairs)."
     )
-    assert words == (
-        "By the validation split the search would choose, under kl ≤ 10 no trial; under kl ≤ 20 "
-        "trial 1 (win_rate 0.700, kl 15.0); under kl ≤ 40 trial 2 (win_rate 0.750, kl 30.0, ended "
-        "at 533 pairs)."
+    monkeypatch.setattr(Run, "trials", lambda self: TRIALS[:1])
+    assert _other_budgets(run) == (
+        "By the validation split the best is trial 0 (win_rate 0.600, kl 4.0) under kl ≤ 10, "
+        "kl ≤ 20, kl ≤ 40."
     )
-    assert other_budgets({"metric": "win_rate"}) is None
-    alike = [{**told[1], "budget": budget} for budget in (10.0, 20.0)]
-    assert other_budgets({"metric": "win_rate", "choices": alike}) == (
-        "By the validation split the search would choose trial 1 (win_rate 0.700, kl 15.0) "
-        "under kl ≤ 10, 20."
+    monkeypatch.setattr(Run, "trials", lambda self: TRIALS[1:2])
+    assert _other_budgets(run).startswith(  # type: ignore[union-attr]
+        "By the validation split the best is, under kl ≤ 10 no trial; kl ≤ 20 trial 1 ("
     )
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 from hub import Hub
-from publishing import PICTURE, PUBLISHED, TOKEN, draw, published, pushed
+from publishing import PICTURE, PUBLISHED, TOKEN, draw, published, push, pushed
 from run_folder import write_model, write_run
 from searching import HANG
 
 from results.publish.hub_names import tag_of
-from results.publish.push import push
 from results.run.listing import open_run
 from results.run.run import Run
 from search_spaces.errors import UserError
@@ -231,8 +230,8 @@ def test_local_folder_gets_a_plain_copy(run: Run, tmp_path: Path) -> None:
         push(run, str(target))
     assert (target / "thesis.tex").read_text() == "mine"
     for options in ({"private": True}, {"revision": "next"}):
-        with pytest.raises(UserError, match="is of no use with the local folder"):
-            push(run, str(target), **options)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="has no effect for the local folder"):
+            push(run, str(target), **options)
 
 
 def test_without_a_passing_verdict_only_by_force(me: Hub, tmp_path: Path) -> None:
@@ -245,7 +244,7 @@ def test_without_a_passing_verdict_only_by_force(me: Hub, tmp_path: Path) -> Non
         pushed(me, run, trial=3)
     with pytest.raises(UserError, match="cannot be published: .* has no config.json"):
         pushed(me, run, trial=3, force=True)
-    with pytest.raises(UserError, match="trained whole models, no LoRA adapters"):
+    with pytest.raises(UserError, match="trained whole models and has no LoRA adapters"):
         pushed(me, run, trial=3, force=True, adapter=True)
     assert me.requests == []
     write_model(run.trial_folder(3) / "checkpoint")

@@ -12,6 +12,7 @@ from publishing import TOKEN, published
 from run_folder import write_lines, write_run
 from searching import HANG
 
+from results.publish.push import Access
 from results.publish.push_data import push_data
 from results.publish.votes import votes
 from results.run.listing import open_run
@@ -68,7 +69,7 @@ print(json.dumps([load_dataset("me/trials")["train"].num_rows, trials.to_list(),
 
 
 def test_datasets_and_preftune_read_what_was_pushed(me: Hub, run: Run, tmp_path: Path) -> None:
-    done = push_data(run, "trials", token=TOKEN, endpoint=me.endpoint).uploaded
+    done = push_data(run, "trials", access=Access(TOKEN, me.endpoint)).uploaded
     assert done is not None and done.committed and done.tag == "won"
     repository = me.repository("me/trials", "datasets")
     files = ["README.md", "curves.parquet", "preferences.parquet", "trials.parquet"]
@@ -102,11 +103,11 @@ def test_datasets_and_preftune_read_what_was_pushed(me: Hub, run: Run, tmp_path:
     }
     assert [turn["content"] for turn in cast[1]["prompt"]] == ["One", "Two", "Three"]
     # A second push changes nothing.
-    again = push_data(run, "trials", token=TOKEN, endpoint=me.endpoint).uploaded
+    again = push_data(run, "trials", access=Access(TOKEN, me.endpoint)).uploaded
     assert again is not None and (again.committed, again.tagged) == (False, False)
     # Without votes there are no preferences, and the earlier ones go.
     (run.folder / "votes.jsonl").unlink()
-    push_data(run, "trials", token=TOKEN, endpoint=me.endpoint)
+    push_data(run, "trials", access=Access(TOKEN, me.endpoint))
     assert published(repository) == ["README.md", "curves.parquet", "trials.parquet"]
     assert b"preferences" not in repository.read("README.md")
 
@@ -127,7 +128,7 @@ def test_nothing_private_leaves(me: Hub, run: Run) -> None:
     home = run.folder / "trials" / "6"
     home.mkdir()
     write_lines(home / "measures.jsonl", [{"pairs": 178, "kl": 1.0, "host": "gpu-17.internal"}])
-    push_data(open_run(run.folder), "trials", token=TOKEN, endpoint=me.endpoint)
+    push_data(open_run(run.folder), "trials", access=Access(TOKEN, me.endpoint))
     import pyarrow.parquet as pq
 
     repository = me.repository("me/trials", "datasets")
@@ -179,7 +180,7 @@ def test_card_and_dry_run(me: Hub, run: Run) -> None:
 
     result = push_data(run, "me/trials", dry_run=True)
     assert list(result.files)[:2] == ["README.md", "trials.parquet"] and not me.requests
-    push_data(run, "me/trials", private=True, token=TOKEN, endpoint=me.endpoint)
+    push_data(run, "me/trials", private=True, access=Access(TOKEN, me.endpoint))
     repository = me.repository("me/trials", "datasets")
     assert repository.state["private"] is True
     card = DatasetCard(repository.read("README.md").decode())
@@ -187,18 +188,18 @@ def test_card_and_dry_run(me: Hub, run: Run) -> None:
     assert [config["config_name"] for config in configs] == ["trials", "curves", "preferences"]
     assert "| `preferences` | 2 |" in card.text
     with pytest.raises(UserError, match="no name of a repository .* `name/repo`$"):
-        push_data(run, "./here", token=TOKEN, endpoint=me.endpoint)
+        push_data(run, "./here", access=Access(TOKEN, me.endpoint))
 
 
 def test_failures_read_as_those_of_push(me: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("results.publish.upload.WAITS", (0.0,))
     me.fail("POST", "/commit/main", 500)
     with pytest.raises(UserError, match=r"refused me/trials .500.*--type dataset` removes it"):
-        push_data(run, "me/trials", token=TOKEN, endpoint=me.endpoint)
+        push_data(run, "me/trials", access=Access(TOKEN, me.endpoint))
     theirs = me.create("me/rows", "datasets")
     theirs.commit({"preferences.parquet": b"x"})
     with pytest.raises(UserError, match="has not pushed and would replace .preferences.parquet"):
-        push_data(run, "me/rows", token=TOKEN, endpoint=me.endpoint)
+        push_data(run, "me/rows", access=Access(TOKEN, me.endpoint))
 
 
 def test_figures_that_no_column_holds(run: Run) -> None:

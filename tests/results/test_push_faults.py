@@ -6,10 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 from hub import Hub
-from publishing import PUBLISHED, TOKEN, draw, published, pushed
+from publishing import PUBLISHED, TOKEN, draw, published, push, pushed
 from run_folder import write_run
 
-from results.publish.push import push
 from results.run.listing import open_run
 from results.run.run import Run
 from search_spaces.errors import UserError
@@ -163,7 +162,7 @@ def test_other_content_than_was_sent_is_never_tagged(
 
     def careless(self: Repository, written: object, *args: object, **options: object) -> str:
         kept = {k: v for k, v in dict(written).items() if k != "config.json"}  # type: ignore[call-overload]
-        return commit(self, kept, *args, **options)  # type: ignore[arg-type]
+        return commit(self, kept, *args, **options)
 
     monkeypatch.setattr(Repository, "commit", careless)
     with pytest.raises(UserError, match="is not what was sent: config.json differs. It is not"):

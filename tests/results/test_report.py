@@ -40,7 +40,7 @@ SECTIONS = (
     "Hyperparameters",
     "Answers",
     "Data",
-    "Doctor",
+    "Warnings",
     "Settings",
 )
 CURVES = {f"curve_{name}" for name in ("win_rate", "judge_score", "kl", "pair_loss")}
@@ -101,9 +101,9 @@ def test_a_run_in_any_state_has_a_whole_page(tmp_path: Path, state: str) -> None
     folder = write_run(tmp_path, state, outcome, "searching" if active else "done")
     sentence, drawn = "Trial 0 beats the reference", {"finalists"}
     if state == "lost":
-        sentence = "No configuration beats the reference."
+        sentence = "No configuration beats the reference on the test split."
     if active:
-        sentence, drawn = "The search goes on; there is no verdict yet.", set()
+        sentence, drawn = "The search is running; there is no verdict yet.", set()
     if state == "crashed":
         with subprocess.Popen([sys.executable, "-c", ""]) as gone:
             gone.wait()
@@ -135,7 +135,7 @@ def test_a_run_in_any_state_has_a_whole_page(tmp_path: Path, state: str) -> None
 def test_the_verdict_section_says_what_it_was_corrected_for(folder: Path) -> None:
     html = page(open_run(folder))
     assert "Intervals are at 97.5 %, corrected for 2 finalists" in html
-    assert "+0.30 [+0.24, +0.37]" in html and "fresh seed 1042" in html
+    assert "+0.30 [+0.24, +0.37]" in html and "seed 1042" in html
     # Half of the limit on kl, the limit, twice of it.
     assert all(f"<td>{budget}</td>" in html for budget in ("10", "20 (this search)", "40"))
 
@@ -271,7 +271,8 @@ def plant(folder: Path) -> None:
     journal.write_text(words)
     edit(folder / "run.json", command=EVIL, model={"path": EVIL})
     verdict = json.loads((folder / "verdict.json").read_text())
-    edit(folder / "verdict.json", sentence=verdict["sentence"] + EVIL)
+    finalist = verdict["finalists"][1] | {"beats_reference": False, "broken": [EVIL]}
+    edit(folder / "verdict.json", finalists=[verdict["finalists"][0], finalist])
     report = json.loads((folder / "data_report.json").read_text())
     splits = {EVIL: report["splits"]["train"]}
     edit(folder / "data_report.json", source={"path": EVIL}, splits=splits)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from clean import python
 from hub import Hub
-from publishing import ASKED, READ, TOKEN, draw, published, pushed
+from publishing import ASKED, READ, TOKEN, draw, published, push, pushed
 from run_folder import write_run
 from searching import HANG
 
 from results.publish.card import published_texts
-from results.publish.push import push
+from results.publish.target import Target
 from results.run.listing import open_run
 from results.run.run import Run
 from trainables.quickstart.world import BASE
@@ -65,7 +65,9 @@ def test_the_hub_has_the_bytes_that_a_local_folder_gets(me: Hub, run: Run, tmp_p
     push(run, str(tmp_path / "out"))
     repository = me.repository("me/winner")
     assert published(repository) == sorted(path.name for path in (tmp_path / "out").iterdir())
-    card = published_texts(run, repo="me/winner", figure=True)["README.md"]  # names its own place
+    card = published_texts(run, target=Target("me/winner"), figure=True)[
+        "README.md"
+    ]  # names its own place
     (tmp_path / "out" / "README.md").write_text(card, encoding="utf-8")
     for path in (tmp_path / "out").iterdir():
         assert repository.read(path.name) == path.read_bytes(), path.name

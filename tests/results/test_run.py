@@ -17,6 +17,8 @@ from searching import HANG
 from results.formatting import compact
 from results.publish.card import model_card
 from results.publish.dpo_yaml import BATCH_DEFAULTS, LORA, dpo_yaml
+from results.publish.public_view import candidate
+from results.publish.target import Target
 from results.run.listing import list_runs, open_run
 from results.run.run import Run
 from results.tables import (
@@ -26,7 +28,7 @@ from results.tables import (
     trial_detail,
     verdict_panel,
 )
-from results.views import leaderboard
+from results.views import ranked
 from search_spaces.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +73,7 @@ def test_trials_are_read_as_they_were_told(storage: Path) -> None:
 
 def test_leaderboard_order(storage: Path) -> None:
     # Complete .81 and .74; stopped at 533 pairs (.58) before 178 (.51); then the lost ones.
-    numbers = [trial.number for trial in leaderboard(open_run("won", storage))]
+    numbers = [trial.number for trial in ranked(open_run("won", storage))]
     assert numbers == [0, 3, 4, 1, 2, 5]
 
 
@@ -83,7 +85,7 @@ def test_batch_that_rounds_a_rung_up_moves_no_trial(
     better = replace(run.trials()[1], pairs=180)
     worse = replace(better, number=6, pairs=184, value=0.4)
     monkeypatch.setattr(Run, "trials", lambda self: [worse, better])
-    assert [trial.number for trial in leaderboard(run)] == [1, 6]
+    assert [trial.number for trial in ranked(run)] == [1, 6]
 
 
 def test_reading_alters_nothing(storage: Path) -> None:
@@ -133,7 +135,7 @@ def test_a_crashed_run_opens_and_says_what_is_missing(tmp_path: Path) -> None:
     assert run.state == "crashed" and list_runs(tmp_path)[0].state == "crashed"
     assert [trial.state for trial in run.trials()].count("running") == 1
     assert run.missing() == [
-        "the process ended while searching; `preftune resume crashed` goes on from there",
+        "the process ended while searching; `preftune resume crashed` continues from there",
         "trials without an end: 4",
         "verdict.json is missing: nothing was verified on the test split",
     ]
@@ -172,7 +174,7 @@ def test_damaged_and_newer_files_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="written in format 2, .* update preftune"):
         open_run(folder)
     (folder / "run.json").write_text("[]")
-    with pytest.raises(UserError, match="holds no JSON object"):
+    with pytest.raises(UserError, match="must hold a JSON object"):
         open_run(folder)
 
 
@@ -194,14 +196,16 @@ def test_leaderboard_fits_100_columns_and_loses_nothing(storage: Path) -> None:
     winner = ["0*", "complete", "1600", "2.1e-4", "0.3", "8", "sigmoid"]
     assert any(row[:7] == winner for row in rows)
     assert "\nKL blow-up: trial 2\n" in shown and "\npairs mislead: trial 2\n" in shown
-    assert "`preftune show` with `--trial N` says what each means" in shown
+    assert "`preftune show` with `--trial N` explains the warnings" in shown
 
 
 def test_verdict_names_judge_scores_with_their_interval(storage: Path) -> None:
     shown = " ".join(text(verdict_panel(open_run("won", storage))).replace("│", " ").split())
     assert "mean judge score is 0.78 for trial 0 and 0.46 for the reference" in shown
     assert "+0.32 [+0.26, +0.39]" in shown and "+0.30 [+0.24, +0.37]" in shown
-    assert "No configuration beats the reference." in text(verdict_panel(open_run("lost", storage)))
+    assert "No configuration beats the reference on the test split." in text(
+        verdict_panel(open_run("lost", storage))
+    )
 
 
 def test_trial_detail_shows_answers_as_text(storage: Path) -> None:
@@ -214,10 +218,13 @@ def test_trial_detail_shows_answers_as_text(storage: Path) -> None:
 
 def test_other_tables(storage: Path) -> None:
     shown = text(data_report_table(open_run("won", storage)))
-    assert "quickstart, split train: 4000 rows, test 0.2, seed 42, max_length 128" in shown
+    assert (
+        "path quickstart, split train, rows 4,000, test_fraction 0.2, seed 42, max_length 128"
+        in shown
+    )
     rows = {line[:40].strip(): line[40:].strip() for line in shown.splitlines()[3:]}
-    assert rows["- an answer is empty"] == "50" and "- it is refused" not in rows
-    assert rows["with an answer cut at max_length"] == "12.5 %" and rows["kept"] == "1950"
+    assert rows["dropped: an answer is empty"] == "50" and "dropped: it is refused" not in rows
+    assert rows["with an answer cut at max_length"] == "12.5 %" and rows["kept"] == "1,950"
     assert rows["answer tokens, median / 95th percentile"] == "12 / 18.6"
     shown = text(runs_table(list_runs(storage)))
     assert all(name in shown for name in ("won", "lost", "live", "searching"))
@@ -241,32 +248,34 @@ def test_compact(value: object, shown: str) -> None:
     assert compact(value) == shown
 
 
-def test_what_to_be_wary_of_is_in_full_where_there_is_room(storage: Path) -> None:
+def test_warnings_are_in_full_where_there_is_room(storage: Path) -> None:
     run = open_run("won", storage)
     shown = " ".join(text(trial_detail(run, 2)).split())
     assert "- missing EOS: 30 % of the answers end with EOS, of the reference's 100 %" in shown
-    assert "wary" not in text(trial_detail(run, 0))
+    assert "Warnings" not in text(trial_detail(run, 0))
     shown = " ".join(text(data_report_table(run)).split())
     assert "- truncated answers: In many pairs an answer is cut at max_length 128" in shown
 
 
-def test_card_says_what_to_be_wary_of_only_where_there_is_something(tmp_path: Path) -> None:
+def test_card_has_warnings_only_where_there_are_some(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "cut")
     card = model_card(open_run(folder))
     assert "- **truncated answers**: In many pairs" in card and card.count("\n- **") == 1
-    assert "- **pairs mislead**: It ranks 99 %" in model_card(open_run(folder), 2)
+    assert "- **pairs mislead**: It ranks 99 %" in model_card(
+        open_run(folder), candidate(open_run(folder), 2)
+    )
     test = {"win_rate": 0.7, "ended": 0.2, "length_ratio": 1.0}
     full = {"test": test, "passing": True, "sentence": "It is better.", "pairs": 1950, "trial": 0}
-    card = model_card(open_run(folder), full=full)
+    card = model_card(open_run(folder), candidate(open_run(folder), full=full))
     assert "- **missing EOS**: 20 %" in card and "measures of the test split" in card
     (folder / "data_report.json").unlink()
-    assert "wary" not in model_card(open_run(folder))
+    assert "Warnings" not in model_card(open_run(folder))
 
 
 def test_card_metadata_and_words(storage: Path) -> None:
     from huggingface_hub import ModelCard
 
-    card = ModelCard(model_card(open_run("won", storage), repo="me/tuned"))
+    card = ModelCard(model_card(open_run("won", storage), target=Target("me/tuned")))
     data = card.data.to_dict()
     assert data["library_name"] == "transformers" and "dpo" in data["tags"]
     assert "base_model" not in data  # the quickstart is no repository on the Hub

@@ -177,9 +177,9 @@ def test_board_of_a_damaged_run_is_a_sentence(
     app = AppTest.from_string(script, default_timeout=60).run()
     assert not app.exception
     assert [metric.value for metric in app.metric] == ["searching", "4 of 6", "0.810", "0.500"]
-    assert "KL blow-up, missing EOS, pairs mislead" in set(app.dataframe[0].value["wary of"])
-    wary = next(box for box in app.expander if box.label == "What to be wary of")
-    words = wary.markdown[0].value.replace("\\", "")
+    assert "KL blow-up, missing EOS, pairs mislead" in set(app.dataframe[0].value["warnings"])
+    warnings = next(box for box in app.expander if box.label == "Warnings")
+    words = warnings.markdown[0].value.replace("\\", "")
     assert "- **The data, truncated answers.** In many pairs" in words
     assert "- **Trial 2, pairs mislead.** It ranks 99 % of the pairs right" in words
     (folder / "verdict.json").write_text("{")

@@ -341,7 +341,7 @@ FLAGS = [
 DAMAGE = [
     ("run.json cut", cut("won/run.json", 50), "show won", 1, ["won/run.json cannot be read", "restore it"]),
     ("run.json binary", text("won/run.json", b"\xff\0"), "resume won", 1, ["won/run.json cannot be read", "restore it"]),
-    ("run.json a list", text("won/run.json", "[]"), "train won", 1, ["won/run.json holds no JSON object", "restore it"]),
+    ("run.json a list", text("won/run.json", "[]"), "train won", 1, ["won/run.json must hold a JSON object", "restore it"]),
     ("run.json nested", text("won/run.json", "[" * 100_000), "show won", 1, ["won/run.json cannot be read"]),
     ("run.json a folder", both(without("won/run.json"), folder("won/run.json")), "report won", 1, ["won/run.json cannot be read", "Is a directory"]),
     ("run.json of other kinds", changed("won/run.json", model="x"), "push won ./out", 1, ["won/run.json", "`model` is 'x'", "a mapping belongs there"]),

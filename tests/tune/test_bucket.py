@@ -20,12 +20,12 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial
+from publishing import push
 from pyarrow import fs
 from run_folder import write_model, write_run
 from searching import HANG, end_with_family, lines, preftune, start, story, wait_for
 from test_search import TINY
 
-from results.publish.push import push
 from results.run.listing import open_run
 from results.run.run import Run
 from search_spaces.errors import UserError

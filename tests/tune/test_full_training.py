@@ -20,6 +20,7 @@ from run_folder import SPEC, write_json, write_run
 from searching import HANG, end_with_family, preftune, start, wait_for
 
 from results.publish.card import published_texts
+from results.publish.public_view import candidate
 from results.run.listing import open_run
 from results.run.run import Run
 from search_spaces.errors import UserError
@@ -427,7 +428,7 @@ def test_card_and_config_say_that_all_pairs_were_seen(ended: Path) -> None:
         "test": {"win_rate": 0.91},
         "pairs": 2000,
     }
-    texts = published_texts(run, full=full)
+    texts = published_texts(run, candidate(run, full=full))
     assert "on all\n2,000 training pairs" in texts["README.md"]
     assert "| win_rate | 0.500 | 0.910 |" in texts["README.md"]
     assert full["sentence"] in texts["README.md"]
