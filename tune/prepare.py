@@ -52,8 +52,8 @@ class Preparation:
 def recorded(spec: Spec, record: Record) -> Preparation | None:
     """Return what an earlier driver of this run prepared, if it is there and undamaged.
 
-    A run goes on with the very data, reference and answers that it began with, whatever the Hub or
-    a file holds by now.
+    A run keeps the data, reference and answers that it began with, whatever the Hub or a file holds
+    by now.
 
     Raises:
         UserError: the judge is not there, or is another than the one that the run began with.
@@ -87,8 +87,8 @@ def _preparation(
     model: Path, data: Path, reference: Path, answers: Path, judge_revision: str | None
 ) -> Preparation:
     def split(name: str) -> Split:
-        told = None if name == "train" else answers / f"{name}.jsonl"
-        return Split(data / f"{name}.parquet", reference / f"{name}.npz", told)
+        sampled = None if name == "train" else answers / f"{name}.jsonl"
+        return Split(data / f"{name}.parquet", reference / f"{name}.npz", sampled)
 
     search = Prepared(
         model, data / "tokenizer", split("train"), split("validation"), judge_revision

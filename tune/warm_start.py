@@ -90,32 +90,28 @@ def _other_content(record: Record, run: Run) -> Iterator[str]:
     now, then = record.info["prepared"], run.info.get("prepared") or {}
     if now["data"] != then.get("data"):
         yield f"another data ({then.get('data')}, not {now['data']})"
-    # Which rows are scored differs with the space; the model that scores them must be the same.
-    if (old := _inputs(run.folder, then, "reference")) is None or (
-        _but_rows(old) != _but_rows(_inputs(record.folder, now, "reference") or {})
-    ):
-        yield f"another reference model ({then.get('reference')}, not {now['reference']})"
     ours, theirs = (
-        _inputs(folder, prepared, "answers") or {}
+        {stage: _inputs(folder, prepared, stage) for stage in ("reference", "answers")}
         for folder, prepared in ((record.folder, now), (run.folder, then))
     )
-    if ours.get("judge") != theirs.get("judge"):
+    # The rows that are scored differ with the space. The model that scores them must not.
+    if now["reference"] != then.get("reference") and (
+        not theirs["reference"]
+        or ours["reference"] | {"rows": 0} != theirs["reference"] | {"rows": 0}
+    ):
+        yield f"another reference model ({then.get('reference')}, not {now['reference']})"
+    if ours["answers"].get("judge") != theirs["answers"].get("judge"):
         yield "another judge"
-    if ours.get("format") != theirs.get("format"):
+    if ours["answers"].get("format") != theirs["answers"].get("format"):
         yield "answers of the reference from another version of preftune"
 
 
-def _inputs(folder: Path, prepared: Mapping[str, Any], stage: str) -> dict[str, Any] | None:
-    """Return what the key of a run's prepared stage was computed from, if that is known still."""
+def _inputs(folder: Path, prepared: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Return what the key of a run's prepared stage was computed from; empty if that is gone."""
     meta = folder.parent / layout.PREPARED / str(prepared.get(stage)) / META
     if not meta.is_file():
-        return None
-    inputs: dict[str, Any] = json.loads(meta.read_text(encoding="utf-8"))["inputs"]
-    return inputs
-
-
-def _but_rows(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name != "rows"}
+        return {}
+    return dict(json.loads(meta.read_text(encoding="utf-8"))["inputs"])
 
 
 def _refuse(run: Run, differences: Iterator[str]) -> None:

@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -23,6 +24,7 @@ from tune.prepare import pairs_sentence, recorded
 from tune.record import Record
 from tune.scored_rows import most_pairs, training_rows
 from tune.scored_rows import test_rows as measured
+from tune.warm_start import _other_content
 
 
 def search(**changes: object) -> Spec:
@@ -255,3 +257,33 @@ def test_what_is_dropped_and_cut_is_named() -> None:
         "30 of 35 pairs can be used; 3 dropped: an answer is empty; 2 dropped: both are the same; "
         "10.00% of them have an answer cut to training.max_length 1,024"
     )
+
+
+@pytest.mark.parametrize(
+    ("reference", "answers", "said"),
+    [
+        ({"rows": {"train": "b"}}, {}, []),  # another space may need other pairs
+        ({"lora": True}, {}, ["another reference model"]),
+        ({}, {"judge": "other"}, ["another judge"]),
+        ({}, {"format": 2}, ["answers of the reference from another version"]),
+    ],
+)
+def test_a_warm_start_asks_for_the_model_and_the_judge_not_for_the_scored_rows(
+    tmp_path: Path, reference: dict[str, object], answers: dict[str, object], said: list[str]
+) -> None:
+    inputs = {
+        "reference": {"model": {"config.json": "1"}, "lora": False, "rows": {"train": "a"}},
+        "answers": {"judge": "exact", "format": 3},
+    }
+    runs = []
+    for name, changes in (("now", {}), ("then", {"reference": reference, "answers": answers})):
+        prepared = {"data": "data-0a"}
+        for stage, of in inputs.items():
+            prepared[stage] = f"{stage}-{name}"
+            folder = tmp_path / "prepared" / prepared[stage]
+            folder.mkdir(parents=True)
+            seal(folder, inputs=of | changes.get(stage, {}))
+        runs.append(SimpleNamespace(folder=tmp_path / name, info={"prepared": prepared}))
+    found = list(_other_content(*runs))
+    assert len(found) == len(said)
+    assert all(text.startswith(start) for text, start in zip(found, said, strict=True))
