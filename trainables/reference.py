@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from search_spaces.errors import UserError
 from trainables.artifacts import write_bytes, write_text
 from trainables.data.preferences import load_pairs
 from trainables.devices import device_and_dtype
-from trainables.evaluation.logprobs import LogProbs, sequence_logps
+from trainables.evaluation.batch_size import BatchSize
+from trainables.evaluation.logprobs import Ids, LogProbs, sequence_logps
 from trainables.evaluation.sampling import (
     Sampling,
     answer_lines,
@@ -58,22 +60,32 @@ def logps_of_pairs(
 ) -> tuple[LogProbs, LogProbs]:
     """Return the log-probs of the chosen and of the rejected answers, nats, shape (pairs,) each.
 
-    A pair's numbers do not depend on the others, so that devices can divide a split.
+    A pair's numbers do not depend on the others, so that devices can divide a split. Where
+    `batch_size` answers do not fit on the device, fewer go through the model at a time.
+
+    Raises:
+        torch.OutOfMemoryError: one answer at a time does not fit.
     """
+    batch = BatchSize(batch_size)
     parts = [np.zeros((2, 0), dtype=np.float32)]
     for start in range(0, pairs.num_rows, ROWS_AT_ONCE):
         rows = pairs.slice(start, ROWS_AT_ONCE).to_pydict()
-        logps = sequence_logps(
-            model,
-            rows["prompt_ids"] * 2,
-            rows["chosen_ids"] + rows["rejected_ids"],
-            batch_size=batch_size,
-            pad_token_id=pad_token_id,
-            autocast=autocast,
-        )
-        parts.append(logps.reshape(2, -1))
+        prompts, answers = rows["prompt_ids"] * 2, rows["chosen_ids"] + rows["rejected_ids"]
+        options = {"pad_token_id": pad_token_id, "autocast": autocast}
+        score = partial(_score, model, prompts, answers, options)
+        parts.append(batch.run(score).reshape(2, -1))
     chosen, rejected = np.concatenate(parts, axis=1)
     return chosen, rejected
+
+
+def _score(
+    model: "PreTrainedModel",
+    prompts: list[Ids],
+    answers: list[Ids],
+    options: Mapping[str, Any],
+    size: int,
+) -> LogProbs:
+    return sequence_logps(model, prompts, answers, batch_size=size, **options)
 
 
 def reference_answers(

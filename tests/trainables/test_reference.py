@@ -96,6 +96,22 @@ def test_stored_log_probs_are_those_of_each_pair_in_file_order(
     assert np.stack([even, odd], axis=1).ravel() == pytest.approx(chosen, abs=1e-4)
 
 
+def test_log_probs_that_do_not_fit_are_computed_in_smaller_batches(data: Path) -> None:
+    model, table = load_model(BASE), read_pairs(data / "test.parquet")
+    expected = logps_of_pairs(model, table, batch_size=64, pad_token_id=1)
+    sizes = []
+
+    def small_device(module: Any, inputs: Any, options: dict[str, Any]) -> None:
+        sizes.append(len(options["input_ids"]))
+        if sizes[-1] > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.register_forward_pre_hook(small_device, with_kwargs=True)
+    found = logps_of_pairs(model, table, batch_size=64, pad_token_id=1)
+    assert sizes[:4] == [2 * PAIRS, 32, 16, 8] and max(sizes[4:]) == 8
+    assert np.concatenate(found) == pytest.approx(np.concatenate(expected), abs=1e-4)
+
+
 def test_a_split_without_pairs_has_no_log_probs(data: Path) -> None:
     empty = read_pairs(data / "test.parquet").slice(0, 0)
     chosen, rejected = logps_of_pairs(load_model(BASE), empty, batch_size=8, pad_token_id=1)
