@@ -10,7 +10,7 @@ from typing import Literal
 
 REDUCTION_FACTOR = 3  # the paper's eta; the default rungs are budget / 9, / 3 and / 1
 
-Action = Literal["continue", "stop", "complete", "infeasible"]
+Action = Literal["continue", "pause", "stop", "complete", "infeasible"]
 
 
 @dataclass(frozen=True)

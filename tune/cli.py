@@ -67,16 +67,19 @@ def resume(
     trials: Annotated[
         str | None, typer.Option(metavar="+N", help="Add this many trials to the search.")
     ] = None,
+    minutes: Annotated[
+        str | None, typer.Option(metavar="+N", help="Add to search.minutes, its limit in time.")
+    ] = None,
     storage: Storage = "runs",
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
 ) -> None:
-    """Go on after a crash, a Ctrl-C or a stop, or with more trials."""
+    """Resume after a crash, a Ctrl-C or a stop, or with more trials or minutes."""
     from tune.cluster.signals import resumable
     from tune.record import resume_command
     from tune.resume import reopened
     from tune.run import run_search
 
-    found = reopened(run, storage, trials, console)
+    found = reopened(run, storage, trials, minutes, console)
     if found is None:
         return
     spec, record = found
@@ -86,7 +89,7 @@ def resume(
 
 @app.command()
 def stop(run: RunName = None, storage: Storage = "runs") -> None:
-    """End a running search in good order: what runs now ends at its next rung."""
+    """Stop a running search in good order: what runs now pauses at its next rung."""
     from tune.resume import request_stop
 
     request_stop(run, storage, console)

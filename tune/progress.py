@@ -87,6 +87,7 @@ class Progress:
         return [self.spec.objective.metric, *judged, *others]
 
     def _states(self) -> Counter[str]:
+        # `stop` and `time` ended trials in older versions, which did not pause them.
         ended = {"budget": "complete", "asha": "stopped", "stop": "stopped", "time": "stopped"}
         ended |= {"constraint": "infeasible", "nan": "infeasible", "error": "failed"}
         states: Counter[str] = Counter()
@@ -95,6 +96,8 @@ class Progress:
                 continue
             if trial.state.is_finished():
                 states[ended.get(trial.user_attrs.get("ended_by", "error"), "failed")] += 1
+            elif trial.user_attrs.get("paused"):
+                states["paused"] += 1
             else:
                 states[trial.state.name.lower()] += 1
         return states
@@ -106,7 +109,7 @@ class Progress:
     def _summary(self) -> str:
         """Return trials by state, best so far and time left, in one line."""
         states = self._states()
-        words = ("complete", "stopped", "infeasible", "failed", "running")
+        words = ("complete", "stopped", "infeasible", "failed", "running", "paused")
         parts = [f"{states[word]} {word}" for word in words if states[word]]
         done, total = self._finished(states), self.spec.trials
         best = self.study.finalists(1)

@@ -76,7 +76,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         """Note that the process of a trial died, and fail the trial after too many deaths.
 
         A process that dies between its last report and its end has lost nothing: the study knows
-        how the trial ended.
+        how the trial ended, or that it is paused.
         """
         number: int = trial.config["number"]
         deaths, allowed = trial.num_failures, trial.max_failures
@@ -114,7 +114,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
 
     def _ended(self, trial: RayTrial) -> bool:
         number: int = trial.config["number"]
-        return self.study.trial(number).state.is_finished()
+        return self.study.trial(number).state.is_finished() or self.study.paused(number)
 
 
 def _cause(trial: RayTrial) -> str:

@@ -18,7 +18,7 @@ RESTARTS = 2  # of a trial whose process died
 
 
 class StudySearcher(DriverOnly, Searcher):
-    """Gives Ray Tune the study's configurations; unfinished trials of an earlier driver first."""
+    """Gives Ray Tune the study's configurations: unfinished trials of an earlier driver first."""
 
     def __init__(
         self, study: Study, total: int, ended: Callable[[], None], over: Callable[[], bool]
@@ -32,16 +32,18 @@ class StudySearcher(DriverOnly, Searcher):
         self.given: dict[str, int] = {}  # Ray's id of a trial -> its number
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Return the configuration of a new Ray trial:
+        """Return a trial's number, its params and the checkpoint from which it resumes.
 
-        its number, its params, the checkpoint to go on from.
+        Nothing once the search is over: what waits is paused.
         """
         checkpoint: str | None = None
+        if self.over():
+            return str(Searcher.FINISHED)
         if self.waiting:
             number = self.waiting.pop(0)
             params = self.study.ask_again(number)
             checkpoint = self.study.checkpoint(number)
-        elif self.over() or self.study.started() >= self.total:
+        elif self.study.started() >= self.total:
             return str(Searcher.FINISHED)
         else:
             number, params = self.study.ask()

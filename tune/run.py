@@ -108,7 +108,10 @@ def _stages(
     record.update(state="searching")
     minutes, spent = spec.search.minutes, record.seconds.get("search", 0.0)
     if minutes is not None and spent >= 60 * minutes:
-        say(f"search.minutes ({minutes:g}) are used up: no more trials, only verification")
+        say(
+            f"search.minutes ({minutes:g}) are used up: no more trials, only verification. To add "
+            f"some: `{resume_command(record.folder)} --minutes +60`"
+        )
     each = share(spec, cluster, prepared.search, sent)
     say(f"searching: {spec.trials} trials, {each.concurrent} at once, {each.words()}")
     progress = Progress(console, spec, record, study)
@@ -124,7 +127,7 @@ def _stages(
             checkpoint = study.checkpoint(verdict["winner"])
             assert checkpoint is not None
             hand_over(spec, record, prepared.search, checkpoint)
-    stopped = study.started() < spec.trials
+    stopped = study.started() < spec.trials or study.unfinished()
     record.update(state="stopped" if stopped else "done", ended=now())
     show_outcome(record.folder, console)
 

@@ -34,7 +34,7 @@ class Rungs:
             early_stopping: use ASHA; else every feasible trial continues to the last rung.
             study: the journal.
             record: the run folder.
-            over: returns `stop` or `time` when running trials must end at their next rung.
+            over: returns `stop` or `time` when running trials must pause at their next rung.
             observe: is called after each decision.
         """
         self.objective = objective
@@ -49,7 +49,8 @@ class Rungs:
         """Record a report; return whether the trial continues.
 
         Everything measured is on the disk before the decision, and the decision before it takes
-        effect. A rung that is reported again, after a crash, gets the decision it had.
+        effect. A rung that is reported again, after a crash, gets the decision it had; that of a
+        paused trial is made anew.
         """
         self.record.log(number, report.log)
         if report.halved:
@@ -62,11 +63,11 @@ class Rungs:
             return self._decide(number, report, None, [report.diverged])
         if report.rung is None:
             return True
-        before = self.record.last_decision(number)
-        if before is not None and before.rung >= report.rung:
-            if before.rung == report.rung:
+        for before in self.record.decisions:
+            made = before.trial == number and before.decision != "pause"
+            if made and before.rung == report.rung:
                 self._tell(before)
-            return before.decision == "continue"
+                return before.decision == "continue"
         broken = self.study.measured(number, self.rungs[report.rung], report.measures)
         self.record.measured(number, report, broken)
         return self._decide(number, report, report.measures.get(self.objective.metric), broken)
@@ -75,7 +76,7 @@ class Rungs:
         self, number: int, report: Report, value: float | None, broken: Sequence[str]
     ) -> bool:
         rung = report.rung if report.rung is not None else self._next_rung(report)
-        others = self._values(rung)
+        others = self._others(number, rung)
         action, ended_by, reason = self._action(rung, value, others, broken)
         if report.diverged:
             ended_by = "nan"
@@ -101,26 +102,32 @@ class Rungs:
         reached = sum(pairs <= report.pairs for pairs in self.rungs)
         return min(reached, len(self.rungs) - 1)
 
-    def _values(self, rung: int) -> list[float]:
-        """Return the values that feasible trials have recorded at a rung."""
-        return [
-            decision.value
-            for decision in self.record.decisions
-            if decision.rung == rung
-            and decision.decision != "infeasible"
-            and decision.value is not None
-        ]
+    def _others(self, number: int, rung: int) -> list[float]:
+        """Return the values that the other feasible trials have recorded at a rung.
+
+        One value for each trial: a paused trial records its value again when it continues.
+        """
+        return list(
+            {
+                decision.trial: decision.value
+                for decision in self.record.decisions
+                if decision.rung == rung
+                and decision.trial != number
+                and decision.decision != "infeasible"
+                and decision.value is not None
+            }.values()
+        )
 
     def _action(
         self, rung: int, value: float | None, others: Sequence[float], broken: Sequence[str]
     ) -> tuple[Action, str | None, str]:
-        """Return the decision, what ended the trial (None: it continues) and the reason."""
+        """Return the decision, what ended or paused the trial (or None) and the reason."""
         if broken:
             return "infeasible", "constraint", "; ".join(broken)
         if rung == len(self.rungs) - 1:
             return "complete", "budget", "the budget is used"
         if (over := self.over()) is not None:
-            return "stop", over, "the time is up" if over == "time" else "a stop was asked for"
+            return "pause", over, "the time is up" if over == "time" else "a stop was asked for"
         if not self.early_stopping:
             return "continue", None, "no early stopping"
         assert value is not None  # a missing or NaN objective is infeasible
@@ -130,7 +137,9 @@ class Rungs:
         return "stop", "asha", f"not in {where}"
 
     def _tell(self, decision: Decision) -> None:
-        if decision.ended_by is not None:
+        if decision.decision == "pause":
+            self.study.note(decision.trial, paused=decision.ended_by)
+        elif decision.ended_by is not None:
             explained = decision.ended_by not in ("budget", "asha")
             cause = decision.reason if explained else None
             self.study.tell(decision.trial, decision.ended_by, cause)

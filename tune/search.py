@@ -65,6 +65,8 @@ def search(
 ) -> None:
     """Run every trial that the study has not finished.
 
+    A search that is over before, by a stop or by its minutes, pauses what is left.
+
     Raises:
         KeyboardInterrupt: the notice was given, and what ran has saved its state.
         UserError: the checkpoints cannot be kept where they are to be.
@@ -119,8 +121,10 @@ def search(
                     keep(running=False)
                 raise
         keep(running=False)
-        # One that Ray gave up after the last of the others had been handed out.
-        if not study.unfinished():
+        if why := over():
+            study.pause(why)
+        # What is left else, Ray abandoned after the last of the others had been handed out.
+        if why or not study.unfinished():
             return
     for number in study.unfinished():
         study.tell(number, "error", "Ray found no worker that would take the trial over")
@@ -151,7 +155,7 @@ def _run_config(checkpoints: Checkpoints, observer: Callback) -> RunConfig:
 
 
 def keep_weights(spec: Spec, study: Study, checkpoints: Checkpoints, *, running: bool) -> None:
-    """Remove every checkpoint but the last one of each trial that could be a finalist or goes on.
+    """Remove every checkpoint but the last one of each trial that is unfinished or a finalist.
 
     Args:
         running: Ray runs the unfinished trials, and is left alone with what they write.

@@ -131,11 +131,13 @@ class Study:
         return trial.number, self.params(trial.params)
 
     def ask_again(self, number: int) -> dict[str, Any]:
-        """Return the configuration of an unfinished trial.
+        """Return the configuration of an unfinished trial, which is paused no longer.
 
         What a driver that was killed while it asked had not stored yet is drawn as it would have
         been.
         """
+        if self.paused(number):
+            self.note(number, paused=None)
         self.study.sampler = self._sampler(number)
         trial = self._live(number)
         for name, distribution in self.distributions.items():
@@ -171,8 +173,18 @@ class Study:
         return sum(trial.state != TrialState.WAITING for trial in self.trials())
 
     def unfinished(self) -> list[int]:
-        """Return the trials that were running when the journal ends."""
+        """Return the trials that have been asked for and have not ended, paused ones included."""
         return [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
+
+    def paused(self, number: int) -> bool:
+        """Say whether the search was over before a trial could reach its last rung."""
+        return bool(self.trial(number).user_attrs.get("paused"))
+
+    def pause(self, why: str) -> None:
+        """Mark every unfinished trial as paused, by `stop` or by `time`."""
+        for number in self.unfinished():
+            if not self.paused(number):
+                self.note(number, paused=why)
 
     def _live(self, number: int) -> Trial:
         return Trial(self.study, self.trial(number)._trial_id)
@@ -216,7 +228,7 @@ class Study:
 
         Args:
             number: the trial.
-            ended_by: `budget`, `asha`, `constraint`, `nan`, `stop`, `time` or `error`.
+            ended_by: `budget`, `asha`, `constraint`, `nan` or `error`.
             cause: a sentence, where there is something to explain.
         """
         self.note(number, ended_by=ended_by, **({"cause": cause} if cause else {}))

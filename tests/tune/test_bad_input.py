@@ -311,7 +311,7 @@ FLAGS = [
     ("fewer trials", nothing, "resume won --trials -3", 1, ["--trials -3", "such as +10"]),
     ("half a trial", nothing, "resume won --trials 1.5", 1, ["--trials 1.5", "whole number"]),
     ("more trials than numbers", nothing, f"resume won --trials +{10**30}", 1, ["--trials", "whole number"]),
-    ("nothing to stop", nothing, "stop won", 1, ["is not going on", "'done'"]),
+    ("nothing to stop", nothing, "stop won", 1, ["is not running", "'done'"]),
     ("address that refuses", spec(), "run spec.yaml --name a --address 127.0.0.1:9", 1, ["127.0.0.1:9", "Connection refused", "check --address"]),
     ("address of no host", spec(), "run spec.yaml --name a --address host.invalid:1", 1, ["host.invalid:1", "check --address"]),
     ("address of nothing", spec(), "run spec.yaml --name a --address nonsense", 1, ["nonsense", "check --address"]),
@@ -578,7 +578,7 @@ def test_run_that_lost_its_run_json_opens_to_go_on(tmp_path: Path, storage: Path
     """Journal and decisions are the record of a search; the rest of `run.json` is written anew."""
     shutil.copytree(storage, tmp_path / "runs")
     without("runs/cut/run.json")(tmp_path)
-    opened = reopened("cut", str(tmp_path / "runs"), None, cli.console)
+    opened = reopened("cut", str(tmp_path / "runs"), None, None, cli.console)
     assert opened is not None
     record = opened[1]
     assert (record.info["format"], record.info["name"], record.seconds) == (1, "cut", {})

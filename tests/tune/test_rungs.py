@@ -118,12 +118,55 @@ def test_failed_trial_fails_alone(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize("over", ["stop", "time"])
-def test_stop_and_time_end_a_trial_at_its_next_rung(spec: Spec, over: str) -> None:
+def test_stop_and_time_pause_a_trial_at_its_next_rung(spec: Spec, over: str) -> None:
+    """It has not ended; when it is resumed, the rung is decided with what is known by then."""
+    desk = Desk(spec)
+    first, second = desk.study.ask()[0], desk.study.ask()[0]
+    desk.over = over
+    assert not desk.rung(first, 0, 0.5) and not desk.rung(second, 0, 0.9)
+    for number in (first, second):
+        trial = desk.study.trial(number)
+        assert (trial.state, trial.user_attrs["paused"]) == (TrialState.RUNNING, over)
+        assert "ended_by" not in trial.user_attrs
+    decisions = [(d.decision, d.ended_by) for d in desk.record.decisions]
+    assert decisions == [("pause", over)] * 2
+
+    again = Desk(spec, desk.record.folder)
+    assert again.study.unfinished() == [first, second]
+    for number in (first, second):
+        again.study.ask_again(number)
+        assert not again.study.paused(number)
+    assert not again.rung(first, 0, 0.5)  # the other one is better
+    assert again.rung(second, 0, 0.9)
+    newest = again.record.decisions[2:]
+    assert [(d.decision, d.others) for d in newest] == [("stop", [0.9]), ("continue", [0.5])]
+    assert again.study.trial(first).user_attrs["ended_by"] == "asha"
+    assert len(again.record.measures(first)) == 1
+    assert again.rung(again.study.ask()[0], 0, 0.95)
+    assert again.record.decisions[-1].others == [0.5, 0.9]  # each trial counts once
+
+
+def test_trial_at_its_last_rung_is_not_paused(spec: Spec) -> None:
     desk = Desk(spec)
     number = desk.study.ask()[0]
-    desk.over = over
-    assert not desk.rung(number, 0, 0.9)
-    assert desk.study.trial(number).user_attrs["ended_by"] == over
+    assert desk.rung(number, 0, 0.6) and desk.rung(number, 1, 0.7)
+    desk.over = "time"
+    assert not desk.rung(number, 2, 0.8)
+    assert desk.study.trial(number).state == TrialState.COMPLETE
+
+
+def test_trial_that_begins_again_after_a_pause_gets_its_decisions_again(spec: Spec) -> None:
+    """Its checkpoint was damaged: the first rung is reported once more."""
+    desk = Desk(spec)
+    number = desk.study.ask()[0]
+    assert desk.rung(number, 0, 0.6)
+    desk.over = "stop"
+    assert not desk.rung(number, 1, 0.7)
+    desk.over = None
+    desk.study.ask_again(number)
+    assert desk.rung(number, 0, 0.6) and desk.rung(number, 1, 0.7)
+    actions = [d.decision for d in desk.record.decisions]
+    assert actions == ["continue", "pause", "continue"]
 
 
 def test_without_scheduler_nothing_is_stopped(spec: Spec) -> None:

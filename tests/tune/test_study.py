@@ -106,6 +106,19 @@ def test_unfinished_trials_come_first_with_their_checkpoint(tmp_path: Path) -> N
     assert searcher.suggest("c") == Searcher.FINISHED
 
 
+def test_nothing_waits_for_a_search_that_is_over(tmp_path: Path) -> None:
+    """What was left running is paused, and given again to the driver that resumes."""
+    study = Study(spec_of(), tmp_path)
+    number, _ = study.ask()
+    searcher = StudySearcher(Study(spec_of(), tmp_path), 3, lambda: None, lambda: True)
+    assert searcher.suggest("a") == Searcher.FINISHED
+    study.pause("time")
+    assert study.trial(number).user_attrs["paused"] == "time"
+    searcher = StudySearcher(study, 3, lambda: None, lambda: False)
+    assert searcher.suggest("a")["number"] == number
+    assert not study.paused(number)
+
+
 def test_trial_whose_asking_was_cut_short_gets_the_rest_of_its_configuration(
     tmp_path: Path,
 ) -> None:
