@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,18 @@ STUDY = "search"
 TAKEN_FROM = "taken_from"  # marks a trial of an earlier run: `search.warm_start`
 NOT_FINITE = "finite"  # the constraint that a NaN or infinite objective breaks
 ABSOLUTE = "absolute_violations"  # the study's attribute: trials from before they were relative
+
+
+def _first_points(spec: Spec) -> list[dict[str, Any]]:
+    """Return `search.try_first`, then the points of a grid, each once and as Optuna stores it."""
+    points = [*spec.search.try_first]
+    if spec.search.sampler == "grid":
+        points += grid(spec.space)
+    unique: dict[Hashable, dict[str, Any]] = {}
+    for point in points:
+        stored = {name: encode(name, value) for name, value in point.items()}
+        unique.setdefault(tuple(sorted(stored.items())), stored)
+    return list(unique.values())
 
 
 def relative(distances: Mapping[str, float], objective: Objective) -> dict[str, float]:
@@ -79,17 +91,7 @@ class Study:
         # Not those that a driver which was killed has added already.
         for trial in earlier[len(self.trials()) :]:
             self.study.add_trial(trial)
-        self._enqueue()
-
-    def _enqueue(self) -> None:
-        points = [dict(point) for point in self.spec.search.try_first]
-        if self.spec.search.sampler == "grid":
-            points += [point for point in grid(self.spec.space) if point not in points]
-        if len(self.trials()) - self.taken() >= len(points):
-            return
-        for point in points:
-            fixed = {name: encode(name, value) for name, value in point.items()}
-            self.study.enqueue_trial(fixed, skip_if_exists=True)  # by a driver that was killed
+        self.points = _first_points(spec)
 
     def _rescale(self) -> None:
         """Make violations relative that an older version stored as distances, 1.0 for a NaN.
@@ -124,8 +126,16 @@ class Study:
             )
 
     def ask(self) -> tuple[int, dict[str, Any]]:
-        """Return the number and the configuration of the next trial."""
+        """Return the number and the configuration of the next trial.
+
+        Each of the first points is queued when its turn comes: Optuna would store a whole grid
+        record by record, and look through it at every trial. An older version queued all at once,
+        and a driver may be killed between the two steps: what is queued comes first.
+        """
         number = self._numbered()
+        own = len(self.trials()) - self.taken()
+        if number == len(self.trials()) and own < len(self.points):
+            self.study.enqueue_trial(self.points[own])
         self.study.sampler = self._sampler(number)
         trial = self.study.ask(self.distributions)
         return trial.number, self.params(trial.params)

@@ -16,9 +16,11 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from search_spaces.choices import encode
+from search_spaces.domains import Domain
 from search_spaces.errors import UserError
 from search_spaces.objective import WORST
-from search_spaces.optuna_space import distributions
+from search_spaces.optuna_space import distributions, grid
 from search_spaces.spec import Spec, validate
 from tune.ray_searcher import StudySearcher
 from tune.study import Study
@@ -72,6 +74,57 @@ def test_grid_is_each_point_once_with_the_first_ones_first(tmp_path: Path) -> No
     params = asked(tmp_path, spec, None)
     assert params[0] == first
     assert len({str(values) for values in params}) == 4
+
+
+def test_a_large_grid_is_queued_point_by_point(tmp_path: Path) -> None:
+    """Ten thousand points, of which opening the study stores none."""
+    spec = spec_of(sampler="grid", trials=None)
+    large = {
+        "per_device_train_batch_size": Domain.model_validate({"int": [1, 2_500]}),
+        **spec.space,
+    }
+    study = Study(spec.model_copy(update={"space": large}), tmp_path)
+    assert len((tmp_path / "study.journal").read_bytes().splitlines()) < 5
+    asked = [study.ask()[1] for _ in range(3)]
+    assert [params["per_device_train_batch_size"] for params in asked] == [1, 1, 1]
+    assert len({str(params) for params in asked}) == 3
+
+
+def rest(folder: Path, spec: Spec) -> list[str]:
+    """Return the configurations that a new driver runs after those that have ended."""
+    study = Study(spec, folder)
+    params = [study.ask_again(number) for number in study.unfinished()]
+    while study.started() < spec.trials:
+        params.append(study.ask()[1])
+    return [str(values) for values in params]
+
+
+def test_each_point_of_a_grid_once_wherever_a_driver_was_killed(tmp_path: Path) -> None:
+    spec = spec_of(sampler="grid", try_first=[{"beta": 0.3, "loss_type": ["sigmoid"]}])
+    study = Study(spec, tmp_path)
+    whole = []
+    for value in (0.5, 0.6, 0.7, 0.8):
+        number, params = study.ask()
+        whole.append(str(params))
+        finish(study, number, value)
+    assert len(set(whole)) == 4 and whole[0] == str({"beta": 0.3, "loss_type": ["sigmoid"]})
+    records = (tmp_path / "study.journal").read_bytes().splitlines(keepends=True)
+    for end in range(2, len(records)):
+        place = tmp_path / str(end)
+        place.mkdir()
+        (place / "study.journal").write_bytes(b"".join(records[:end]))
+        ended = sum(trial.state.is_finished() for trial in Study(spec, place).trials())
+        assert rest(place, spec) == whole[ended:], end
+
+
+def test_grid_that_an_older_version_queued_at_once_is_not_queued_again(tmp_path: Path) -> None:
+    spec = spec_of(sampler="grid")
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
+    storage = optuna.storages.JournalStorage(backend)
+    older = optuna.create_study(storage=storage, study_name="search", direction="maximize")
+    for point in grid(spec.space)[:3]:  # it was killed before the last one
+        older.enqueue_trial({name: encode(name, value) for name, value in point.items()})
+    assert rest(tmp_path, spec) == [str(point) for point in grid(spec.space)]
 
 
 def test_lists_come_back_as_lists(tmp_path: Path) -> None:
