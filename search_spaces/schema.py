@@ -15,7 +15,8 @@ from search_spaces.objective import Objective
 from search_spaces.yaml_io import is_number
 
 Count = Annotated[int, Field(ge=1, le=2**53)]  # as far as every whole number is a float too
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy's range
+SEEDS = 2**32  # numpy's range; a seed that is derived from another wraps round in it
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 
 
 def _gpu(value: Any) -> Any:

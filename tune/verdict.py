@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from search_spaces.schema import SEEDS
 from search_spaces.spec import Spec
 from trainables.evaluation.metrics import reference_measures
 
@@ -35,7 +36,7 @@ class Measured:
 
 def fresh_seeds(spec: Spec) -> list[int]:
     """Return the seeds that finalists are trained again with."""
-    return [spec.search.seed + FRESH + i for i in range(spec.verify.seeds)]
+    return [(spec.search.seed + FRESH + i) % SEEDS for i in range(spec.verify.seeds)]
 
 
 def by_prompt(gains: np.ndarray, prompts: Sequence[Hashable]) -> np.ndarray:

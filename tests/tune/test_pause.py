@@ -68,7 +68,7 @@ def test_search_whose_time_is_up_gets_more(place: Path) -> None:
     preftune(place, "run", "spec.yaml", "--name", "late", *limited)
     run = open_run(place / "runs" / "late")
     assert (run.state, run.trials()) == ("stopped", [])
-    assert "preftune resume late --minutes +60" in preftune(place, "resume", "late")
+    assert "--minutes +60`" in preftune(place, "resume", "late")
     preftune(place, "resume", "late", "--minutes", "+600")
     run = open_run(place / "runs" / "late")
     assert run.state == "done" and [trial.state for trial in run.trials()] == ["complete"]
