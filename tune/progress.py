@@ -128,13 +128,12 @@ class Progress:
         names = dict.fromkeys([metric, "kl", "accuracy"])
         shown = [f"{name} {measure(measures, name)}" for name in names if name in measures]
         params = " ".join(f"{k}={compact(v)}" for k, v in self._params(decision.trial).items())
+        measured = ": ".join(["", ", ".join(shown)] if shown else [""])
+        steps = f" ({measures['step']} steps)" if self.spec.budget.steps and measures else ""
         return (
-            f"trial {decision.trial:>3} at {decision.pairs} {self._unit()}: {', '.join(shown)}: "
+            f"trial {decision.trial:>3} at {decision.pairs} pairs{steps}{measured}: "
             f"{decision.decision} ({decision.reason}) [{params}] | {self._summary()}"
         )
-
-    def _unit(self) -> str:
-        return "pairs" if self.spec.budget.pairs else "steps"
 
     def _measures(self, decision: Decision) -> dict[str, Any]:
         lines = self.record.measures(decision.trial)
@@ -145,7 +144,7 @@ class Progress:
 
     def _table(self) -> Group:
         names = self._names("kl", "accuracy")
-        table = Table("trial", self._unit(), *names, "decision", *self.spec.space, box=None)
+        table = Table("trial", "pairs", *names, "decision", *self.spec.space, box=None)
         for decision in self.record.decisions[-NEWEST:]:
             measures = self._measures(decision)
             params = self._params(decision.trial)

@@ -30,7 +30,8 @@ class Rungs:
 
         Args:
             objective: the measure that trials are ranked by.
-            rungs: where trials are measured, in pairs, up to the budget; or the budget in steps.
+            rungs: the pairs at which trials are measured, up to the budget; none where the budget
+                is in steps, whose end is the only rung.
             early_stopping: use ASHA; else every feasible trial continues to the last rung.
             study: the journal.
             record: the run folder.
@@ -68,7 +69,8 @@ class Rungs:
             if made and before.rung == report.rung:
                 self._tell(before)
                 return before.decision == "continue"
-        broken = self.study.measured(number, self.rungs[report.rung], report.measures)
+        nominal = self.rungs[report.rung] if self.rungs else report.step
+        broken = self.study.measured(number, nominal, report.measures)
         self.record.measured(number, report, broken)
         return self._decide(number, report, report.measures.get(self.objective.metric), broken)
 
@@ -84,7 +86,7 @@ class Rungs:
             time=now(),
             trial=number,
             rung=rung,
-            pairs=self.rungs[rung],
+            pairs=self.rungs[rung] if self.rungs else report.pairs,
             value=value,
             others=others,
             reduction_factor=REDUCTION_FACTOR,
@@ -100,7 +102,11 @@ class Rungs:
 
     def _next_rung(self, report: Report) -> int:
         reached = sum(pairs <= report.pairs for pairs in self.rungs)
-        return min(reached, len(self.rungs) - 1)
+        return min(reached, self._last)
+
+    @property
+    def _last(self) -> int:
+        return max(0, len(self.rungs) - 1)
 
     def _others(self, number: int, rung: int) -> list[float]:
         """Return the values that the other feasible trials have recorded at a rung.
@@ -124,7 +130,7 @@ class Rungs:
         """Return the decision, what ended or paused the trial (or None) and the reason."""
         if broken:
             return "infeasible", "constraint", "; ".join(broken)
-        if rung == len(self.rungs) - 1:
+        if rung == self._last:
             return "complete", "budget", "the budget is used"
         if (over := self.over()) is not None:
             return "pause", over, "the time is up" if over == "time" else "a stop was asked for"

@@ -92,8 +92,9 @@ def search(
     )
     checkpoints = Checkpoints(record)
     early_stopping = spec.search.scheduler == "asha"
-    pairs = spec.rungs_pairs if spec.budget.steps is None else [spec.budget.steps]
-    rungs = Rungs(spec.objective, pairs, early_stopping, study, record, over, progress.decided)
+    rungs = Rungs(
+        spec.objective, spec.rungs_pairs, early_stopping, study, record, over, progress.decided
+    )
 
     def keep(*, running: bool) -> None:
         keep_weights(spec, study, checkpoints, running=running)

@@ -1,5 +1,6 @@
 """The rules at the rungs, without Ray, on numbers small enough to rank by hand."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 from deciding import Desk, spec_of
 from optuna.trial import TrialState
+from rich.console import Console
 from searching import environment
 
+from search_spaces.schema import Budget
 from search_spaces.spec import Spec
 from trainables.trial_report import Report
 from tune.asha import promoted
+from tune.progress import Progress
 from tune.record import Record
 
 
@@ -174,6 +178,28 @@ def test_without_scheduler_nothing_is_stopped(spec: Spec) -> None:
     desk = Desk(spec.model_copy(update={"search": search}))
     for value in (0.9, 0.5, 0.1):
         assert desk.rung(desk.study.ask()[0], 0, value)
+
+
+def test_budget_in_steps_reports_the_pairs_that_were_seen(spec: Spec) -> None:
+    """A batch of 4 has seen 800 pairs after 200 steps, a batch of 8 twice as many."""
+    search = spec.search.model_copy(update={"scheduler": "none"})
+    desk = Desk(spec.model_copy(update={"budget": Budget(steps=200), "search": search}))
+    measures: dict[str, float | None] = {"win_rate": 0.6, "kl": 1.0}
+    for batch in (4, 8):
+        number = desk.study.ask()[0]
+        report = Report(200, 200 * batch, 0, measures, np.zeros(2, np.float32))
+        assert not desk.rungs.reported(number, report)
+        trial = desk.study.trial(number)
+        assert (trial.state, trial.intermediate_values) == (TrialState.COMPLETE, {200: 0.6})
+    number = desk.study.ask()[0]
+    assert not desk.rungs.reported(number, Report(7, 56, diverged="the loss is nan at step 7"))
+    assert [d.pairs for d in desk.record.decisions] == [800, 1600, 56]
+    printed = io.StringIO()
+    progress = Progress(Console(file=printed, width=200), desk.spec, desk.record, desk.study)
+    for decision in desk.record.decisions:
+        progress.decided(decision)
+    assert "at 800 pairs (200 steps): win_rate 0.600" in printed.getvalue()
+    assert "at 56 pairs: : infeasible" not in printed.getvalue()
 
 
 def test_rungs_survive_a_restart(spec: Spec) -> None:
