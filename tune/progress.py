@@ -1,7 +1,4 @@
-"""What the terminal shows of a running search:
-
-a table that updates, or plain lines where it is no terminal.
-"""
+"""A running search on the terminal: a table that updates, or lines where output is a file."""
 
 import time
 from collections import Counter

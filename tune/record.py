@@ -1,7 +1,4 @@
-"""The run folder as the driver writes it:
-
-every measure and decision, before anything acts on it.
-"""
+"""The driver writes every measure and decision to the run folder before anything acts on it."""
 
 import json
 import os
@@ -45,12 +42,10 @@ def now() -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a JSON-lines file;
-
-    a last line cut short by a crash does not count.
+    """Return the complete lines of a JSON-lines file; a last line that a crash cut does not count.
 
     Raises:
-        UserError: another line is no JSON object.
+        UserError: another line is not a JSON object.
     """
     if not path.exists():
         return []
@@ -69,7 +64,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def damaged_line(path: Path, number: int) -> UserError:
-    """Say that a file of the run cannot be gone on from."""
+    """Return the error about a line from which the run cannot resume."""
     return UserError(f"{path} is damaged at line {number}: restore it from a copy")
 
 
@@ -182,7 +177,7 @@ def storage_option(folder: Path) -> str:
 
 
 def resume_command(folder: Path) -> str:
-    """Return the command that goes on with a run."""
+    """Return the command that resumes a run."""
     return f"preftune resume {folder.name}{storage_option(folder)}"
 
 
@@ -238,9 +233,11 @@ class Record:
     """
 
     def __init__(self, folder: Path, lock: FileLock | None = None) -> None:
-        """Args:
-        folder: the run folder.
-        lock: of `claim`, kept for as long as the record is.
+        """Open the record of a run.
+
+        Args:
+            folder: the run folder.
+            lock: of `claim`, held for as long as the record is.
         """
         self.folder = folder
         self.lock = lock
@@ -263,10 +260,7 @@ class Record:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds of the block to a stage, however it ends:
-
-        a resumed one counts all its parts.
-        """
+        """Add the seconds of the block to a stage; a resumed stage counts all its parts."""
         started = time.monotonic()
         try:
             yield
@@ -335,7 +329,7 @@ class Record:
 
     def take_over(self, decisions: Sequence[Decision]) -> None:
         """Begin with an earlier run's decisions; none of this one's has been made yet."""
-        _write_lines(self.folder / layout.DECISIONS, [asdict(one) for one in decisions])
+        _write_lines(self.folder / layout.DECISIONS, [asdict(decision) for decision in decisions])
         self.decisions = list(decisions)
 
     def last_decision(self, number: int) -> Decision | None:

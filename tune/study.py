@@ -59,10 +59,12 @@ class Study:
     """
 
     def __init__(self, spec: Spec, folder: Path, earlier: Sequence[FrozenTrial] = ()) -> None:
-        """Args:
-        spec: the resolved search.
-        folder: the run folder.
-        earlier: finished trials of another run, which come first.
+        """Open the journal of a run, or begin it.
+
+        Args:
+            spec: the resolved search.
+            folder: the run folder.
+            earlier: finished trials of another run, which come first.
         """
         self.spec = spec
         self.folder = folder.absolute()
@@ -83,8 +85,8 @@ class Study:
         except ValueError as error:
             line = ReadOnlyJournal(Path(path)).damaged_line
             raise UserError(
-                f"{path} is damaged at line {line}: cut the file off before that line to go on "
-                "from what stands above it"
+                f"{path} is damaged at line {line}: cut the file off before that line to resume "
+                "from the records above it"
             ) from error
         self.distributions = distributions(spec.space)
         self._rescale()
@@ -206,10 +208,7 @@ class Study:
             live.set_user_attr(name, value)
 
     def measured(self, number: int, pairs: int, measures: Mapping[str, float | None]) -> list[str]:
-        """Record a rung:
-
-        the objective, and which constraints it breaks, in words. None broken: an empty list.
-        """
+        """Record the objective at a rung; return a phrase for each limit that is broken there."""
         live = self._live(number)
         value = measures.get(self.spec.objective.metric)
         broken = []
