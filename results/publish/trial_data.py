@@ -8,8 +8,10 @@ from typing import Any
 from results.formatting import ending
 from results.publish.public_view import last_part
 from results.run.run import Run
+from search_spaces.locations import is_local
 
 # Of a trial's user attributes: not its node, its checkpoint's place, or what an exception said.
+MESSAGES = ("prompt", "chosen", "rejected")  # columns of votes
 ATTRIBUTES = ("seconds", "restarts", "micro_batch")
 
 
@@ -52,7 +54,7 @@ def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     import pyarrow.parquet as pq
 
     names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: _column([row.get(name) for row in rows]) for name in names}
+    columns = {name: _column(name, [row.get(name) for row in rows]) for name in names}
     out = io.BytesIO()
     pq.write_table(pa.table(columns), out, compression="zstd")
     return out.getvalue()
@@ -64,10 +66,11 @@ def _measures(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _param(value: Any) -> Any:
-    return last_part(value) if isinstance(value, str) else value
+    """A searched value as it was trained with; of a path on this machine the last part."""
+    return last_part(value) if isinstance(value, str) and is_local(value) else value
 
 
-def _column(values: list[Any]) -> Any:
+def _column(name: str, values: list[Any]) -> Any:
     """Values of one type as they are; else as JSON, which holds all of them."""
     import pyarrow as pa
 
@@ -78,7 +81,7 @@ def _column(values: list[Any]) -> Any:
         if not whole:
             values = [None if value is None else float(value) for value in values]
         return pa.array(values, pa.int64() if whole else pa.float64())
-    messages = types == {list} and all(isinstance(i, dict) for value in known for i in value)
+    messages = name in MESSAGES and types == {list}
     if types in ({bool}, {str}) or messages:
         return pa.array(values)
     return pa.array([None if v is None else json.dumps(v) for v in values], pa.string())

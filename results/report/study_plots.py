@@ -1,6 +1,5 @@
 """When the trials of a study ran, and Optuna's own figures of their hyperparameters."""
 
-import json
 import math
 import warnings
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from results.report.plot_style import (
 from results.run import layout
 from results.run.journal import open_study
 from results.run.run import Run
+from search_spaces.choices import decode
 
 ENDINGS = {  # how a trial ended -> colour, hatching of a bar
     "complete": (BLUE, ""),
@@ -152,15 +152,18 @@ def comparable(run: Run) -> tuple[int, list[FrozenTrial]]:
     at = max(enough, default=min(reached))
     # Optuna takes a trial without any constraint for infeasible where another one has some.
     limits = {name: 0.0 for trial in reached[at] for name in trial.constraints}
-    return at, [
-        optuna.trial.create_trial(
-            value=trial.intermediate_values[at],
-            params={name: _category(value) for name, value in trial.params.items()},
-            distributions={name: _domain(d) for name, d in trial.distributions.items()},
-            constraints=limits | dict(trial.constraints),
+    shown = []
+    for trial in reached[at]:
+        params, domains = _labelled(trial)
+        shown.append(
+            optuna.trial.create_trial(
+                value=trial.intermediate_values[at],
+                params=params,
+                distributions=domains,
+                constraints=limits | dict(trial.constraints),
+            )
         )
-        for trial in reached[at]
-    ]
+    return at, shown
 
 
 @contextmanager
@@ -186,18 +189,22 @@ def _device(trial: FrozenTrial) -> str:
     return escaped(short(" ".join(str(name) for name in known if name) or "no device", 30))
 
 
-def _category(value: Any) -> Any:
-    """A choice as it reads: the study keeps a list as JSON text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        found = json.loads(value) if value.startswith("[") else value
-    except ValueError:
-        found = value
-    return escaped(short(compact(found), 40))
-
-
-def _domain(distribution: BaseDistribution) -> BaseDistribution:
+def _labels(name: str, distribution: BaseDistribution) -> dict[Any, str] | None:
+    """A label for each choice; choices whose texts begin alike are numbered. None for a number."""
     if not isinstance(distribution, CategoricalDistribution):
-        return distribution
-    return CategoricalDistribution([_category(choice) for choice in distribution.choices])
+        return None
+    labels: dict[Any, str] = {}
+    for number, choice in enumerate(distribution.choices):
+        label = escaped(short(compact(decode(name, choice)), 40))
+        labels[choice] = f"{label} ({number})" if label in labels.values() else label
+    return labels
+
+
+def _labelled(trial: FrozenTrial) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    """A trial's parameters and domains with labels in the place of choices."""
+    params, domains = dict(trial.params), dict(trial.distributions)
+    for name, distribution in trial.distributions.items():
+        if (labels := _labels(name, distribution)) is not None:
+            params[name] = labels[params[name]]
+            domains[name] = CategoricalDistribution(list(labels.values()))
+    return params, domains

@@ -1,13 +1,15 @@
-"""One trial, as the journal and its measures tell it."""
+"""One trial, from the journal and its measures."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
+
+from search_spaces.choices import decode
+from search_spaces.errors import UserError
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial as the journal and its last line of measures tell it."""
+    """One trial, from the journal and its last line of measures."""
 
     number: int
     state: str  # one of STATES
@@ -49,7 +51,7 @@ def read_trial(frozen: Any, measures: list[dict[str, Any]]) -> Trial:
         state=state,
         ended_by=ended_by,
         cause=attrs.get("cause"),
-        params={name: _decoded(value) for name, value in frozen.params.items()},
+        params=_params(frozen),
         value=value,
         # A trial that broke a limit may tell no objective there; its measures say how far it got.
         pairs=max(last, seen if isinstance(seen, int) else 0),
@@ -60,11 +62,15 @@ def read_trial(frozen: Any, measures: list[dict[str, Any]]) -> Trial:
     )
 
 
-def _decoded(value: Any) -> Any:
-    """Undo the JSON text in which Optuna keeps a choice that is a list: `["sigmoid", "sft"]`."""
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+def _params(frozen: Any) -> dict[str, Any]:
+    """The searched fields as the trial was trained with them.
+
+    Raises:
+        UserError: the study holds a choice that no search of ours has written.
+    """
+    try:
+        return {name: decode(name, value) for name, value in frozen.params.items()}
+    except ValueError as error:
+        raise UserError(
+            f"Trial {frozen.number} cannot be read ({error}); restore study.journal from a copy."
+        ) from error
