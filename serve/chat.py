@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
+from results.run.files import Version, version
 from results.run.run import Run
 from results.views import verdict_sentence
 from search_spaces.errors import UserError
@@ -13,11 +15,12 @@ from serve.choice import Choice, literal
 from serve.engine import Engine, Message, load
 
 REFERENCE, TUNED = "Reference", "Tuned"
+Content = tuple[tuple[str, Version], ...]  # file name and version
 
 
 @dataclass
 class Turn:
-    """A user's message and what each model made of it; filled while the answers stream."""
+    """A user's message and each model's answer; filled while the answers stream."""
 
     message: str
     answers: dict[str, str] = field(default_factory=dict)  # title -> text
@@ -25,8 +28,27 @@ class Turn:
 
 
 @st.cache_resource(show_spinner="Loading the model ...", max_entries=4)
-def _engine(path: str, tokenizer: str | None) -> Engine:
-    return load(path, tokenizer)
+def _loaded(path: str, tokenizer: str | None, content: Content) -> Engine:
+    engine = load(path, tokenizer)
+    engine.content = content
+    return engine
+
+
+def _engine(path: str, tokenizer: str | None = None) -> Engine:
+    """Load a model once, and again where other files have taken the place of its own.
+
+    More trials may name another winner, whose weights then have the path of the last one's.
+    """
+    return _loaded(path, tokenizer, (*_content(path), *_content(tokenizer)))
+
+
+def _content(model: str | None) -> Content:
+    """The files of a model's folder with their versions; empty for a repository of the Hub."""
+    folder = Path(model).expanduser() if model else None
+    if folder is None or not folder.is_dir():
+        return ()
+    parts = (path for path in folder.iterdir() if path.suffix not in (".md", ".yaml"))
+    return tuple((path.name, version(path)) for path in sorted(parts))
 
 
 def page(choice: Choice) -> None:
@@ -57,7 +79,7 @@ def _engines(choice: Choice) -> dict[str, Engine]:
     """The models to talk to, by title; says above the conversation what they are."""
     if choice.model:
         st.caption(f"Talking to {literal(choice.model)}.")
-        return {"Model": _engine(choice.model, None)}
+        return {"Model": _engine(choice.model)}
     if choice.run is None:
         raise UserError(choice.problem or "There is no run to chat with.")
     run: Run = choice.run
@@ -69,14 +91,14 @@ def _engines(choice: Choice) -> dict[str, Engine]:
         return {REFERENCE: reference}
     winner = (run.verdict() or {}).get("winner")
     title = TUNED if winner is None else f"{TUNED}: trial {winner}"
-    return {REFERENCE: reference, title: _engine(str(run.best), None)}
+    return {REFERENCE: reference, title: _engine(str(run.best))}
 
 
 def _turns(engines: list[Engine]) -> list[Turn]:
     """This session's conversation; a new one whenever other models are opened."""
-    names = [engine.name for engine in engines]
-    if st.session_state.get("names") != names:
-        st.session_state["names"], st.session_state["turns"] = names, []
+    models = [(engine.name, engine.content) for engine in engines]
+    if st.session_state.get("models") != models:
+        st.session_state["models"], st.session_state["turns"] = models, []
     turns: list[Turn] = st.session_state["turns"]
     return turns
 

@@ -29,6 +29,7 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
+        self.content: object = None  # what tells these weights from others of the same name
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self._ends = {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
@@ -149,13 +150,13 @@ def load(path_or_repo: str, tokenizer: str | Path | None = None) -> Engine:
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     disable_progress_bar()  # the page's terminal is no place for one
     try:
-        words = AutoTokenizer.from_pretrained(str(tokenizer or local), trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(str(tokenizer or local), trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare `Exception` on a damaged file
         raise _unloadable("tokenizer of", path_or_repo, error) from error
-    if not words.chat_template:
+    if not loaded.chat_template:
         raise UserError(
-            f"{path_or_repo} has no chat template, so there is no telling how it wants to be "
-            "spoken to; choose a model that was trained to chat."
+            f"{path_or_repo} has no chat template, so its prompt format is not known; choose a "
+            "model that was trained to chat."
         )
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -168,7 +169,7 @@ def load(path_or_repo: str, tokenizer: str | Path | None = None) -> Engine:
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise _unloadable("model", path_or_repo, error) from error
     model.to("cuda" if cuda else "cpu").eval()
-    return Engine(model, words, path_or_repo)
+    return Engine(model, loaded, path_or_repo)
 
 
 def _unloadable(what: str, model: str, error: Exception) -> UserError:
@@ -209,7 +210,7 @@ def _of_the_hub(model: str, error: BaseException) -> str | None:
         )
     if any(isinstance(one, LocalEntryNotFoundError | OfflineModeIsEnabled) for one in behind):
         return (
-            f"The model {model} is not whole in the cache, and the Hub at {constants.ENDPOINT} "
+            f"The model {model} is not complete in the cache, and the Hub at {constants.ENDPOINT} "
             "cannot be reached for it: check the network and HF_HUB_OFFLINE, or give a folder."
         )
     return None

@@ -3,12 +3,14 @@
 import itertools
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from run_folder import write_model, write_run
 from streamlit.testing.v1 import AppTest
 
+from results.run.layout import LOCK
 from search_spaces.errors import UserError
 from serve.choice import literal
 from serve.engine import Engine, Message, load
@@ -185,3 +187,54 @@ def test_board_of_a_damaged_run_is_a_sentence(
     (folder / "verdict.json").write_text("{")
     app.run()
     assert not app.exception and "cannot be read" in app.error[0].value.replace("\\", "")
+
+
+def test_other_weights_under_the_same_path_are_loaded_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """More trials name another winner: `best/` is replaced while the page is open."""
+    folder = write_run(tmp_path, "won")
+    app = open_app(monkeypatch, "--storage", str(tmp_path), "--run", str(folder))
+    title = "Tuned: trial 0"
+    app.sidebar.slider[0].set_value(0.0)
+    app.sidebar.slider[3].set_value(8)
+    app.chat_input[0].set_value(HELLO[0]["content"]).run()
+    answers = [app.session_state["turns"][0].answers[title]]
+    shutil.rmtree(folder / "best")
+    write_model(folder / "best", seed=7)
+    app.run()
+    assert app.session_state["turns"] == []  # it was another model's conversation
+    app.chat_input[0].set_value(HELLO[0]["content"]).run()
+    answers.append(app.session_state["turns"][0].answers[title])
+    expected = load(str(folder / "best")).stream(HELLO, temperature=0, max_new_tokens=8)
+    assert answers[1] == "".join(expected) != answers[0]
+
+
+OPENED: list[str] = []
+sys.addaudithook(lambda event, args: OPENED.append(str(args[0])) if event == "open" else None)
+
+
+def test_the_board_reads_only_what_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "live", state="searching")
+    monkeypatch.setattr("sys.argv", [str(APP), "--storage", str(tmp_path), "--run", str(folder)])
+    script = (
+        "from serve import board, choice\n"
+        f"board.page(choice.pick({str(tmp_path)!r}, {str(folder)!r}, None))"
+    )
+    app = AppTest.from_string(script, default_timeout=60).run()
+
+    def read_again() -> set[str]:
+        OPENED.clear()
+        app.run()
+        assert not app.exception
+        ours = {Path(name) for name in OPENED if name.startswith(str(tmp_path))}
+        return {str(path.relative_to(folder)) for path in ours if path.name != LOCK}
+
+    assert read_again() == set()
+    measures = folder / "trials" / "1" / "measures.jsonl"
+    line = json.loads(measures.read_text().splitlines()[-1]) | {"pairs": 533, "kl": 77.0}
+    with measures.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    # Its answers too: they are those of another rung now.
+    assert read_again() == {"trials/1/measures.jsonl", "trials/1/samples.jsonl"}
+    assert 77.0 in set(app.dataframe[0].value["kl"])
