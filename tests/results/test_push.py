@@ -330,3 +330,57 @@ def test_folders_that_can_be_none(run: Run, tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "out", run.folder / "best", dirs_exist_ok=True)
     with pytest.raises(UserError, match="is a part of run won itself; name another folder"):
         push(run, str(run.folder / "best"))
+
+
+def trained_on_all(folder: Path, **fields: object) -> Run:
+    """Give a run what `preftune train` leaves: another model, and what it was compared with."""
+    if not (folder / "full").exists():
+        write_model(folder / "full", seed=3)
+    full = {"outcome": "better", "passing": True, "trial": 0, "params": {}, "pairs": 48733}
+    full |= {"winner_pairs": 1600, "metric": "win_rate", "direction": "maximize", "broken": []}
+    full["test"] = {"win_rate": 0.86, "judge_score": 0.83, "kl": 2.2, "ended": 1.0}
+    full["against_reference"] = {"difference": 0.36, "interval": [0.31, 0.41]}
+    full["against_winner"] = {"difference": 0.06, "interval": [0.02, 0.08]}
+    (folder / "full.json").write_text(json.dumps(full | fields))
+    return open_run(folder)
+
+
+def test_the_model_trained_on_all_pairs_is_published(me: Hub, run: Run) -> None:
+    with pytest.raises(UserError, match="no model trained on all pairs. .*`preftune train won`"):
+        pushed(me, run, full=True)
+    run = trained_on_all(run.folder)
+    commit = pushed(me, run, full=True)
+    repository = me.repository("me/winner")
+    for name in ("model.safetensors", "config.json"):
+        assert repository.read(name) == (run.folder / "full" / name).read_bytes()
+    assert repository.resolve("won-full") == commit
+    card = repository.read("README.md").decode()
+    assert "The model trained on all 48,733 pairs is better than the search's winner" in card
+    assert "on all\n48,733 training pairs" in card and "without a passing verdict" not in card
+    assert "| measure | reference | the search's winner | this model |" in card
+    assert "| win_rate | 0.500 | 0.800 | 0.860 |" in card
+    config = repository.read("dpo.yaml").decode()
+    assert "max_steps: 3046" in config and "all 48,733 pairs" in config  # in batches of 16
+    pushed(me, run, "me/search")  # the search's own winner is still there
+    weights = me.repository("me/search").read("model.safetensors")
+    assert weights == (run.folder / "best" / "model.safetensors").read_bytes()
+
+
+def test_a_full_model_that_does_not_pass_needs_force(me: Hub, run: Run) -> None:
+    worse = {"difference": 0.01, "interval": [-0.04, 0.05]}
+    run = trained_on_all(run.folder, passing=False, against_reference=worse)
+    with pytest.raises(UserError, match="of run won has no .*does not beat the ref.*--force"):
+        pushed(me, run, full=True)
+    pushed(me, run, full=True, force=True)
+    card = me.repository("me/winner").read("README.md").decode()
+    assert "**Published without a passing verdict.**" in card
+    with pytest.raises(UserError, match=r"--full .*--trial 3 .* Remove one"):
+        pushed(me, run, full=True, trial=3)
+    with pytest.raises(UserError, match=r"--adapter cannot be combined with --full"):
+        pushed(me, run, full=True, adapter=True)
+    with pytest.raises(UserError, match=r"for its present winner\. Train it"):
+        pushed(me, trained_on_all(run.folder, trial=3), full=True)
+    run = trained_on_all(run.folder)
+    (run.folder / "full" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"full has no \*\.safetensors.*`preftune train`"):
+        pushed(me, run, full=True)
