@@ -19,7 +19,7 @@ training: {max_length: 128, loss_type: [sigmoid, sft]}
 evaluation: {prompts: 24, max_new_tokens: 24}
 budget: {pairs: 216}
 search: {trials: 8, concurrent: 1, seed: 7}
-verify: {finalists: 2, seeds: 1, prompts: 96}
+verify: {finalists: 2, seeds: 1, prompts: 96, pairs: 96}
 resources: {gpu: 0}
 """
 

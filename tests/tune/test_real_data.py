@@ -46,7 +46,7 @@ search:
   try_first:  # the first of them falls apart
     - {{learning_rate: 1.0e-1, per_device_train_batch_size: 2}}
     - {{learning_rate: 1.0e-3, per_device_train_batch_size: 2}}
-verify: {{finalists: 1, seeds: 1, prompts: 16}}
+verify: {{finalists: 1, seeds: 1, prompts: 16, pairs: 24}}
 resources: {{gpu: 0}}
 """
 
@@ -73,7 +73,9 @@ def test_search_ends_in_a_verdict(searched: tuple[Run, str]) -> None:
     assert verdict["metric"] == "pair_loss" and verdict["sentence"].split()[0] in printed
     assert verdict["passing"] == (verdict["outcome"] != "none") == (run.best is not None)
     report = run.data_report()
-    assert report is not None and verdict["test_pairs"] == report["splits"]["test"]["kept"]
+    assert report is not None and verdict["test_pairs"] == 24 < report["splits"]["test"]["kept"]
+    assert "scoring pairs under the reference: " in printed and " 24 of " in printed
+    assert " pairs can be used; " in printed and "the prompt alone fills max_length" in printed
 
 
 def test_report_accounts_for_every_row(searched: tuple[Run, str]) -> None:

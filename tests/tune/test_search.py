@@ -30,7 +30,7 @@ training: {max_length: 128, loss_type: [sigmoid, sft]}
 evaluation: {prompts: 32, max_new_tokens: 24}
 budget: {pairs: 144}
 search: {trials: 5, concurrent: 1, seed: 7}
-verify: {finalists: 2, seeds: 1, prompts: 128}
+verify: {finalists: 2, seeds: 1, prompts: 128, pairs: 128}
 resources: {gpu: 0}
 """
 
