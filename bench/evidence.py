@@ -20,6 +20,7 @@ from bench.curves import CURVES, REPEATED, SEEDS, TRUTH_PROMPTS
 from bench.replay import Curves
 from results.formatting import compact
 from results.run.listing import open_run
+from results.views import verdict_sentence
 from search_spaces.objective import LIMITS
 from tune.record import read_lines
 
@@ -137,7 +138,7 @@ def wild() -> dict[str, Any]:
             rows.append([*row, trial.cause or "with its budget used"])
         push = [*command, "push", "wild", f"{folder}/published", "--storage", folder]
         refused = subprocess.run(push, capture_output=True, text=True, check=False)
-        sentence = (run.verdict() or {})["sentence"]
+        sentence = verdict_sentence(run)
     said = " ".join(refused.stderr.split())
     return {
         "heads": [*heads, "ended"],

@@ -3,7 +3,7 @@
     python -m bench.verdicts [--searches 2000] [--seed-deviation 0.02]
 
 Nothing is trained: what is simulated is what verification measures. The verdict itself is
-`tune.verify.decide`, as a search calls it.
+`tune.verdict.decide`, as a search calls it.
 """
 
 import argparse
@@ -78,17 +78,17 @@ def search(
     looks = [world.gains(effect, *validation, generator).mean() for effect in own]
     finalists = np.argsort(looks)[::-1][: spec.verify.finalists].tolist()
     test = world.split(spec.verify.prompts, generator)
-    done = {}
+    fresh = fresh_seeds(spec.search.seed, spec.verify.seeds)
+    measured = {}
     for number in finalists:
-        for seed in (None, *fresh_seeds(spec)):
+        for seed in (None, *fresh):
             luck = world.deviation * generator.standard_normal()
             effect = own[number] if seed is None else effects[number] + luck
             gains = world.gains(effect, *test, generator)
             measures: dict[str, float | None] = {"win_rate": 0.5 + gains.mean(), "kl": 1.0}
-            done[number, seed] = Measured(measures, gains, np.array([]))
-    like = {"score": None, "ended": True, "repetition": 0.0}
-    rows = dict.fromkeys(range(spec.verify.prompts), like)
-    verdict = decide(spec, {number: {} for number in finalists}, done, rows)
+            measured[number, seed] = Measured(measures, gains, np.array([]))
+    params: dict[int, dict[str, Any]] = {number: {} for number in finalists}
+    verdict = decide(spec.objective, spec.search.seed, fresh, params, measured)
     return verdict["winner"], finalists, own
 
 
@@ -111,16 +111,18 @@ def rates(
 
 def table(searches: int, deviation: float) -> list[dict[str, Any]]:
     """Return false and right namings for each number of finalists and each kind of judge."""
-    found = []
-    none = np.zeros(TRIALS)
-    one = np.zeros(TRIALS)
-    one[0] = EFFECT
+    rows = []
+    no_effect = np.zeros(TRIALS)
+    one_better = np.zeros(TRIALS)
+    one_better[0] = EFFECT
     for exact in (True, False):
         world = World(exact, deviation)
         for finalists in (1, 2, 3):
             spec = load("quickstart", [f"verify.finalists={finalists}"])
-            alike, better = (rates(spec, effects, world, searches) for effects in (none, one))
-            found.append(
+            alike, better = (
+                rates(spec, effects, world, searches) for effects in (no_effect, one_better)
+            )
+            rows.append(
                 {
                     "judge": "right or wrong" if exact else "a real number",
                     "finalists": finalists,
@@ -130,7 +132,7 @@ def table(searches: int, deviation: float) -> list[dict[str, Any]]:
                     "found": better["found"],
                 }
             )
-    return found
+    return rows
 
 
 def main() -> None:

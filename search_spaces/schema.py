@@ -81,7 +81,12 @@ class Budget(_Section):
 
 
 class Search(_Section):
-    """How the space is searched."""
+    """How the space is searched.
+
+    `stuck_minutes`: a trial fails if it reports nothing for so long. Verification and
+    `preftune train` end a training or measurement that has logged nothing and called no judge for
+    so long; the command that resumes them makes it again.
+    """
 
     trials: Count | None = 36
     minutes: float | None = Field(default=None, gt=0)

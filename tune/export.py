@@ -3,7 +3,9 @@
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -22,29 +24,35 @@ from tune.record import Record, resume_command
 WEIGHTS = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 
 
-def hand_over(spec: Spec, record: Record, prepared: Prepared, checkpoint: str) -> None:
+def export_winner(
+    spec: Spec, record: Record, prepared: Prepared, checkpoint: str, verdict: Mapping[str, Any]
+) -> None:
     """Make `best/` from the winner's checkpoint.
 
     Args:
+        spec: the resolved search.
+        record: its run folder.
+        prepared: what its trials were given.
         checkpoint: path or URI of the winner's last one.
+        verdict: which the model's card reports; it is not on the disk yet.
 
     Raises:
         UserError: the checkpoint is damaged, or cannot be fetched.
     """
     with opened(checkpoint) as folder:
-        if (found := damage(folder)) is not None:
+        if (fault := damage(folder)) is not None:
             raise UserError(
-                f"the winner's checkpoint is damaged ({found}), so there is no `best/`: verify the "
+                f"the winner's checkpoint is damaged ({fault}), so there is no `best/`: verify the "
                 f"other finalists with `{resume_command(record.folder)}`"
             )
-        texts = published_texts(open_run(record.folder))
+        texts = published_texts(replace(open_run(record.folder), unwritten_verdict=verdict))
         model_folder(spec, record.folder / layout.BEST, prepared, folder, texts)
 
 
 def model_folder(
     spec: Spec, out: Path, prepared: Prepared, checkpoint: Path, texts: Mapping[str, str]
 ) -> None:
-    """Make a model's folder; all of it or nothing.
+    """Make a model's folder, all of it or nothing.
 
     Args:
         out: the folder, which replaces one of that name.

@@ -81,3 +81,19 @@ def raise_flag(key: str) -> None:
 def flag_is_raised(key: str) -> bool:
     """Say whether a flag is set."""
     return bool(internal_kv._internal_kv_exists(key))
+
+
+def put_value(key: str, value: bytes) -> None:
+    """Set a value in the same key-value store."""
+    internal_kv._internal_kv_put(key, value)
+
+
+def value_of(key: str) -> bytes | None:
+    """Return a value, or None if it is not set."""
+    value: bytes | None = internal_kv._internal_kv_get(key)
+    return value
+
+
+def drop_value(key: str) -> None:
+    """Remove a value."""
+    internal_kv._internal_kv_del(key)

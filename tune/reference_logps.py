@@ -70,7 +70,7 @@ def prepare_logps(stage: Stage, data: Path, reference: Reference) -> Path:
     spec = stage.spec
     paths = {split: data / f"{split}.parquet" for split in SPLITS}
     counts = {split: pyarrow.parquet.read_metadata(paths[split]).num_rows for split in SPLITS}
-    seeds = [spec.search.seed, *fresh_seeds(spec)]
+    seeds = [spec.search.seed, *fresh_seeds(spec.search.seed, spec.verify.seeds)]
     prompts = pyarrow.parquet.read_table(paths["test"], columns=["prompt_ids"])["prompt_ids"]
     asked = [tuple(ids) for ids in prompts.to_pylist()]
     rows = {

@@ -1,6 +1,5 @@
 """`preftune run` and `preftune resume`: the stages of a search, one after the other."""
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,14 +20,13 @@ from tune.cluster.connection import Cluster, connected
 from tune.cluster.preemption import notice
 from tune.cluster.resources import share
 from tune.cluster.shipping import Shipment, shipping
-from tune.export import hand_over
 from tune.inputs import Inputs, judge_files, look_up
 from tune.prepare import Preparation, prepare, recorded
 from tune.progress import Progress
 from tune.record import Record, now, resume_command, storage_option
 from tune.search import search
 from tune.study import Study
-from tune.verify import verify
+from tune.verify import Context, verify
 from tune.warm_start import earlier_run, warm_study
 
 
@@ -36,8 +34,8 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
     """Run all the stages that the run folder does not hold yet.
 
     Raises:
-        UserError: something that the user can mend; the run folder says it too.
-        KeyboardInterrupt: Ctrl-C, or what `resumable` takes for it; the run folder can be resumed.
+        UserError: something that the user can fix; the run folder says it too.
+        KeyboardInterrupt: Ctrl-C, or a signal that is taken for it; the run can be resumed.
     """
     try:
         settle(spec, record)
@@ -59,25 +57,25 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
 
 
 def _sentence(error: Exception, folder: Path) -> str | None:
-    """Return what to tell the user of an error, or None where it is none that a user can cause."""
+    """Return an error's message for the user, or None where no user can cause the error."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
         error = error.cause  # Ray's own text of it is a traceback
-    go_on = f"go on with `{resume_command(folder)}`"
-    # Ray passes on what scheduler or searcher raise as an error of its own.
-    told = error.__context__ if isinstance(error, TuneError) else error
-    if isinstance(told, NotReached) or (isinstance(told, UserError) and told is not error):
-        return f"{told}: make room or mend it, then {go_on}"
+    resume = f"continue with `{resume_command(folder)}`"
+    # What scheduler or searcher raise comes out of Ray Tune as an error of its own.
+    cause = error.__context__ if isinstance(error, TuneError) else error
+    if isinstance(cause, NotReached) or (isinstance(cause, UserError) and cause is not error):
+        return f"{cause}. Make room or fix it, then {resume}"
     if isinstance(error, UserError):
         return str(error)
     if fault := storage_fault(error):
         return (
-            f"the storage of {folder} cannot be used ({fault}): make room or mend it, then {go_on}"
+            f"the storage of {folder} cannot be used ({fault}). Make room or fix it, then {resume}"
         )
     if isinstance(error, OSError):
-        return f"{folder} cannot be read or written ({error}): mend it, then {go_on}"
+        return f"{folder} cannot be read or written ({error}). Fix it, then {resume}"
     if isinstance(error, RayError | TuneError):
         last = str(error).strip().splitlines()[-1]
-        return f"a process of Ray failed ({last}): its logs are under /tmp/ray; {go_on}"
+        return f"a process of Ray failed ({last}): its logs are under /tmp/ray; {resume}"
     return None
 
 
@@ -121,13 +119,8 @@ def _stages(
     say("verifying the finalists on the test split")
     with record.timed("verify"):
         with notice(say) as given:
-            verdict = verify(spec, record, study, prepared, sent, each, progress, given)
-        shutil.rmtree(record.folder / layout.BEST, ignore_errors=True)  # of an earlier verdict
-        if verdict["passing"]:
-            checkpoint = study.checkpoint(verdict["winner"])
-            assert checkpoint is not None
-            hand_over(spec, record, prepared.search, checkpoint)
-    stopped = study.started() < spec.trials or study.unfinished()
+            verify(Context(spec, record, study, prepared, sent, each), progress, given)
+    stopped = study.started() < spec.trials or bool(study.unfinished())
     record.update(state="stopped" if stopped else "done", ended=now())
     show_outcome(record.folder, console)
 

@@ -1,4 +1,4 @@
-"""The verdict: statistics and decision of verification, on numpy arrays alone."""
+"""The verdict of verification: its statistics and its decision, on numpy arrays alone."""
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from search_spaces.objective import Bound, Objective
 from search_spaces.schema import SEEDS
-from search_spaces.spec import Spec
-from trainables.evaluation.metrics import reference_measures
 
 CONFIDENCE = 0.95  # of the whole verdict: each of k finalists is tested at 1 - 0.05 / k
 RESAMPLES = 10_000
-FRESH = 1_000  # a fresh seed is the search's plus this and a number: never the search's own
+FRESH = 1_000  # the first fresh seed less the search's
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,14 @@ class Measured:
     scores: np.ndarray
 
 
-def fresh_seeds(spec: Spec) -> list[int]:
-    """Return the seeds that finalists are trained again with."""
-    return [(spec.search.seed + FRESH + i) % SEEDS for i in range(spec.verify.seeds)]
+def fresh_seeds(seed: int, count: int) -> list[int]:
+    """Return the seeds that finalists are trained again with: never the search's own.
+
+    Args:
+        seed: the search's.
+        count: how many.
+    """
+    return [(seed + FRESH + i) % SEEDS for i in range(count)]
 
 
 def by_prompt(gains: np.ndarray, prompts: Sequence[Hashable]) -> np.ndarray:
@@ -75,7 +79,7 @@ def _resamples(units: int, seed: int) -> Iterable[np.ndarray]:
 
 
 def _draw_resamples(units: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each unit stands in each resample, in blocks of float32 `(block, units)`."""
+    """Yield how often each unit is in each resample, in blocks of float32 `(block, units)`."""
     generator = np.random.default_rng(seed)
     block = 500
     for _ in range(RESAMPLES // block):
@@ -133,24 +137,29 @@ def configuration_draws(
 
 
 def decide(
-    spec: Spec,
-    params: Mapping[int, dict[str, Any]],
-    done: Mapping[tuple[int, int | None], Measured],
-    reference: Mapping[int, dict[str, Any]],
+    objective: Objective,
+    seed: int,
+    fresh: Sequence[int],
+    params: Mapping[int, Mapping[str, Any]],
+    measured: Mapping[tuple[int, int | None], Measured],
 ) -> dict[str, Any]:
     """Return the verdict: which finalists beat the reference, beyond chance.
 
     A finalist does if two intervals lie above zero, each at 1 - 0.05 / finalists: its own
-    checkpoint's, since that is what is handed over, and its configuration's over fresh seeds, since
+    checkpoint's, since that is what is published, and its configuration's over fresh seeds, since
     luck with one seed is no merit: the own one was chosen for it. And if the search's constraints
     hold there too, for the own checkpoint and for the mean over fresh seeds: without its limits an
     objective can be gamed.
+
+    Args:
+        objective: the search's.
+        seed: of the bootstrap.
+        fresh: the seeds that each finalist was trained again with.
+        params: the finalists' configurations by trial.
+        measured: each finalist's own checkpoint, `(trial, None)`, and its re-runs, `(trial, seed)`.
     """
     level = 1 - (1 - CONFIDENCE) / max(1, len(params))
-    seed = spec.search.seed
-    gains = {
-        number: [done[number, s].gains for s in (None, *fresh_seeds(spec))] for number in params
-    }
+    gains = {number: [measured[number, s].gains for s in (None, *fresh)] for number in params}
     finite = {n: runs for n, runs in gains.items() if all(np.isfinite(r).all() for r in runs)}
     variance, freedom = seed_variance(finite.values())
     # Of its seeds only one side of the interval is asked: whether a configuration is better, not
@@ -159,30 +168,27 @@ def decide(
     one_sided = level if len(finite) < 2 else 2 * level - 1
     finalists, draws = [], {}
     for number, values in params.items():
-        own = done[number, None]
+        own = measured[number, None]
         entry: dict[str, Any] = {"number": number, "params": values, "beats_reference": False}
         if number in finite:
             runs = finite[number]
             draws[number] = configuration_draws(runs[1:], variance, freedom, (seed, number))
-            entry["difference"] = float(own.gains.mean())
-            entry["interval"] = bounds(resampled(own.gains, seed), level)
+            entry |= gain(own.gains, seed, level)
             entry["configuration_difference"] = float(np.mean(runs[1:]))
             entry["configuration_interval"] = bounds(draws[number], one_sided)
-            entry["broken"] = _broken(
-                spec, own.measures, [done[number, s].measures for s in fresh_seeds(spec)]
-            )
+            means = _means([measured[number, s].measures for s in fresh])
+            entry["broken"] = broken_limits(objective.constraints, own.measures, "own")
+            entry["broken"] += broken_limits(objective.constraints, means, "fresh_seeds")
             entry["beats_reference"] = (
                 entry["interval"][0] > 0
                 and entry["configuration_interval"][0] > 0
                 and not entry["broken"]
             )
             if len(own.scores):
-                entry["judge_score_difference"] = float(own.scores.mean())
-                entry["judge_score_interval"] = bounds(resampled(own.scores, seed), level)
+                of_scores = gain(own.scores, seed, level)
+                entry |= {f"judge_score_{name}": value for name, value in of_scores.items()}
         entry["test"] = own.measures
-        entry["fresh_seeds"] = [
-            {"seed": s, "test": done[number, s].measures} for s in fresh_seeds(spec)
-        ]
+        entry["fresh_seeds"] = [{"seed": s, "test": measured[number, s].measures} for s in fresh]
         finalists.append(entry)
     better = sorted(
         (entry for entry in finalists if entry["beats_reference"]),
@@ -195,72 +201,89 @@ def decide(
         for other in better[1:]
         if bounds(draws[better[0]["number"]] - draws[other["number"]], level)[0] <= 0
     ]
-    outcome = "none" if not better else "tie" if tied else "winner"
     first = better[0] if better else None
     return {
-        "outcome": outcome,
-        "sentence": _sentence(spec, first, tied, finalists),
+        "outcome": "none" if first is None else "tie" if tied else "winner",
         "passing": first is not None,
         "winner": first and first["number"],
         "params": first and first["params"],
         "tied": tied,
-        "metric": spec.objective.metric,
-        "direction": spec.objective.direction,
+        "metric": objective.metric,
+        "direction": objective.direction,
         "confidence": CONFIDENCE,
-        "test_prompts": len(reference),
-        "reference": reference_measures(reference.values()),
         "finalists": finalists,
     }
 
 
-def _broken(
-    spec: Spec, own: Mapping[str, float | None], fresh: Sequence[Mapping[str, float | None]]
-) -> list[str]:
-    """Return the limits of the search that do not hold on the test split, in words."""
-    broken = []
-    for name, bound in spec.objective.constraints.items():
-        values = [measures.get(name) for measures in fresh]
+def unverified(objective: Objective, best: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the verdict of a search that ended before any trial reached the last rung.
+
+    Args:
+        objective: the search's.
+        best: `number`, `pairs` and `value` of the best feasible trial, if any was measured.
+    """
+    return {
+        "outcome": "unverified",
+        "passing": False,
+        "winner": None,
+        "best": best,
+        "metric": objective.metric,
+        "direction": objective.direction,
+        "confidence": CONFIDENCE,
+        "finalists": [],
+    }
+
+
+def compare(objective: Objective, seed: int, model: Measured, winner: Measured) -> dict[str, Any]:
+    """Return how a model does against the reference and against the search's winner.
+
+    Two comparisons, so each interval is at 1 - 0.05 / 2, as in a verdict on two finalists.
+    """
+    level = 1 - (1 - CONFIDENCE) / 2
+    reference = gain(model.gains, seed, level)
+    against_winner = gain(model.gains - winner.gains, seed, level)
+    low, high = against_winner["interval"]
+    broken = broken_limits(objective.constraints, model.measures, "own")
+    return {
+        "outcome": "better" if low > 0 else "worse" if high < 0 else "same",
+        "passing": reference["interval"][0] > 0 and not broken,
+        "metric": objective.metric,
+        "direction": objective.direction,
+        "confidence": CONFIDENCE,
+        "test": model.measures,
+        "against_reference": reference,
+        "against_winner": against_winner,
+        "broken": broken,
+    }
+
+
+def gain(gains: np.ndarray, seed: int, level: float) -> dict[str, Any]:
+    """Return the mean of paired differences and its bootstrap interval."""
+    return {"difference": float(gains.mean()), "interval": bounds(resampled(gains, seed), level)}
+
+
+def broken_limits(
+    constraints: Mapping[str, Bound], measures: Mapping[str, float | None], of: str
+) -> list[dict[str, Any]]:
+    """Return the limits of the search that do not hold on the test split.
+
+    Args:
+        constraints: the limits by measure.
+        measures: of the model; one that is missing breaks its limit.
+        of: `own` or `fresh_seeds`, which measures these are.
+    """
+    return [
+        {"name": name, "value": measures.get(name), "of": of}
+        for name, bound in constraints.items()
+        if bound.violation(measures.get(name)) > 0
+    ]
+
+
+def _means(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Return the mean of each measure over runs; None where one of them does not have it."""
+    means: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for measures in runs for name in measures):
+        values = [measures.get(name) for measures in runs]
         known = [value for value in values if value is not None]
-        mean = float(np.mean(known)) if len(known) == len(values) else None
-        for value, of in ((own.get(name), ""), (mean, " over fresh seeds")):
-            if bound.violation(value) > 0:
-                broken.append(f"{name} {'not known' if value is None else f'{value:.3g}'}{of}")
-    return broken
-
-
-def _sentence(
-    spec: Spec,
-    first: Mapping[str, Any] | None,
-    tied: Sequence[int],
-    finalists: Sequence[Mapping[str, Any]],
-) -> str:
-    if not finalists:
-        return (
-            "No configuration beats the reference: no trial reached the last rung within its "
-            "constraints."
-        )
-    if first is None:
-        outside = [
-            f"trial {entry['number']} ({', '.join(entry['broken'])})"
-            for entry in finalists
-            if entry.get("broken")
-        ]
-        limits = f" Outside the search's limits there: {'; '.join(outside)}." if outside else ""
-        return f"No configuration beats the reference on the test split.{limits}"
-    low, high = first["interval"]
-    metric = spec.objective.metric
-    # Better is more of a win rate and less of a pair loss: the sign says which way it moved.
-    sign = 1 if spec.objective.direction == "maximize" else -1
-    value = first["test"][metric]
-    ends = sorted((sign * low, sign * high))
-    digits = 2 if metric == "win_rate" else 3  # hundredths of a nat are too coarse near ln 2
-    text = (
-        f"Trial {first['number']} beats the reference on the untouched test split: {metric} "
-        f"{value:.{digits}f} against {value - sign * first['difference']:.{digits}f} "
-        f"({sign * first['difference']:+.{digits}f} "
-        f"[{ends[0]:+.{digits}f}, {ends[1]:+.{digits}f}])"
-    )
-    if tied:
-        others = " and ".join(str(number) for number in tied)
-        text += f"; the split cannot tell it from trial {others}"
-    return text + "."
+        means[name] = float(np.mean(known)) if len(known) == len(values) else None
+    return means

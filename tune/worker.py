@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,23 @@ from typing import Any
 import numpy as np
 import ray.tune
 
+from results.run import layout
+from search_spaces.errors import UserError
 from search_spaces.spec import Spec
 from trainables.artifacts import storage_fault
 from trainables.judges import Judge
-from trainables.judges.load import load_judge
 from trainables.prepared import Prepared
 from trainables.trial_report import Report
 from tune.cluster.checkpoint_storage import NotReached, opened, said
 from tune.cluster.connection import host
+from tune.cluster.latest_checkpoint import CheckpointOnRequest, keep, newest
+from tune.cluster.liveness import signs_of_work, with_signs
 from tune.cluster.preemption import asked
 from tune.cluster.share import Share, allocatable
 from tune.cluster.shipping import Shipment
 from tune.inputs import Inputs
+
+LEARN = "train"  # the name of the task that trains on all pairs
 
 
 def run_trial(
@@ -87,6 +92,117 @@ def run_trial(
             report(failure(error))
 
 
+@dataclass(frozen=True)
+class Model:
+    """A finalist to measure on the test split: its own checkpoint, or trained again.
+
+    Attributes:
+        number: of the trial.
+        seed: to train it again with; None for its own checkpoint.
+        params: its configuration.
+        checkpoint: path or URI of its own checkpoint; None where it is trained again.
+        home: the folder in which a training keeps a checkpoint when it is asked for one.
+    """
+
+    number: int
+    seed: int | None
+    params: dict[str, Any]
+    checkpoint: str | None
+    home: Path
+
+    @property
+    def task(self) -> str:
+        """The name of its task."""
+        return f"{self.number}-{self.seed}"
+
+
+def measure(model: Model, spec: Spec, prepared: Prepared, sent: Shipment, share: Share) -> Report:
+    """Measure one finalist on the test split.
+
+    Args:
+        model: the finalist.
+        spec: verification's, with one rung.
+        prepared: what stage 1 made, with the test split held out.
+        sent: the files that travelled to other nodes.
+        share: of a node, for one training.
+    """
+    from trainables.dpo import failure, measure_once
+
+    own = model.checkpoint
+    latest = CheckpointOnRequest(model.home)
+    try:
+        with signs_of_work(model.task) as sign:
+            judge, _ = ready(spec, share, sent, prepared.judge_revision)
+            with opened(own) if own else nullcontext() as checkpoint:
+                return measure_once(
+                    spec,
+                    model.params,
+                    prepared.at(sent.here),
+                    seed=spec.search.seed if model.seed is None else model.seed,
+                    checkpoint=checkpoint,
+                    judge=judge and with_signs(judge, sign),
+                    resume_from=None if own else latest.start(),
+                    keep=latest.keep,
+                    save_now=latest.save_now,
+                )
+    except UserError as error:
+        return failure(error)
+
+
+def learn(
+    params: dict[str, Any],
+    home: Path,
+    spec: Spec,
+    prepared: Prepared,
+    sent: Shipment,
+    share: Share,
+) -> Report:
+    """Train a configuration, and keep the newest checkpoint and the log where they are found again.
+
+    Args:
+        params: the configuration.
+        home: the folder of both, on a path that the driver shares.
+        spec: with one rung; the other arguments are as `measure` has them.
+
+    Returns:
+        The last report, without its checkpoint.
+    """
+    from trainables.dpo import failure, train
+
+    last = Report()
+
+    def report(report: Report) -> None:
+        nonlocal last
+        last = report
+        try:
+            with (home / layout.LOG).open("a", encoding="utf-8") as file:
+                file.write(report.log)
+            if report.checkpoint is not None:
+                keep(report.checkpoint, home, report.pairs)
+        except OSError as error:
+            raise UserError(
+                f"a checkpoint cannot be kept in {home} from node {host()} "
+                f"({storage_fault(error) or error})"
+            ) from error
+
+    try:
+        with signs_of_work(LEARN) as sign:
+            judge, _ = ready(spec, share, sent, prepared.judge_revision)
+            train(
+                spec,
+                params,
+                prepared.at(sent.here),
+                report,
+                seed=spec.search.seed,
+                judge=judge and with_signs(judge, sign),
+                resume_from=newest(home),
+                save_now=asked(),
+            )
+    except Exception as error:
+        return failure(error)
+    return replace(last, checkpoint=None, log="")
+
+
 def ready(
     spec: Spec, share: Share, sent: Shipment, judge_revision: str | None
 ) -> tuple[Judge | None, str]:
@@ -98,6 +214,7 @@ def ready(
     import torch
 
     from trainables.devices import device_and_dtype
+    from trainables.judges.load import load_judge
 
     _freeze_imports()
     device, _ = device_and_dtype(spec.precision)
@@ -214,6 +331,7 @@ def build_answers(
     """Fill an `answers` folder: the reference's answers to both held-out splits, judged."""
     from trainables.devices import device_and_dtype
     from trainables.evaluation.sampling import Sampling
+    from trainables.judges.load import load_judge
     from trainables.reference import reference_answers
 
     device, _ = device_and_dtype(spec.precision)

@@ -16,10 +16,17 @@ from search_spaces.errors import UserError
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder; `info` is its `run.json`. Nothing here writes to the folder."""
+    """A run folder; nothing here writes to it.
+
+    Attributes:
+        folder: the folder.
+        info: its `run.json`.
+        unwritten_verdict: one that is not on the disk yet: `best/`, with its card, comes first.
+    """
 
     folder: Path
     info: dict[str, Any]
+    unwritten_verdict: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -129,6 +136,8 @@ class Run:
 
     def verdict(self) -> dict[str, Any] | None:
         """The verdict, or None before there is one."""
+        if self.unwritten_verdict is not None:
+            return dict(self.unwritten_verdict)
         path = self.folder / layout.VERDICT
         if verdict := read_json(path):
             needed = schema_checks.OF_A_WINNER if verdict.get("passing") else ()

@@ -29,6 +29,7 @@ from transformers import (
 
 from results.run.listing import open_run
 from results.run.run import Run
+from results.views import verdict_sentence
 from trainables.quickstart.world import BASE, rows
 
 DATA = ROOT.parent / "shared" / "data"
@@ -167,7 +168,7 @@ def test_the_shipped_search_comes_to_a_verdict(
     run, printed, commits = searched
     verdict = run.verdict()
     assert run.info["state"] == "done" and verdict is not None
-    assert verdict["sentence"].split()[0] in printed
+    assert verdict_sentence(run).split()[0] in printed
     assert run.info["revisions"] == commits
     report = json.loads((run.folder / "data_report.json").read_text())
     assert report["source"]["revision"] == commits["dataset"]

@@ -224,7 +224,7 @@ def refusal(tmp_path: Path, checkpoints: str) -> str:
     assert time.monotonic() - began < 15
     told = str(caught.value)
     assert "\n" not in told and told.endswith(
-        f"then go on with `preftune resume refused --storage {tmp_path / 'runs'}`"
+        f"then continue with `preftune resume refused --storage {tmp_path / 'runs'}`"
     )
     assert SECRET not in told
     return told

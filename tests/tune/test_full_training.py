@@ -23,21 +23,24 @@ from results.publish.card import published_texts
 from results.publish.public_view import candidate
 from results.run.listing import open_run
 from results.run.run import Run
+from results.views import full_sentence
 from search_spaces.errors import UserError
 from search_spaces.spec import load, validate
 from trainables.artifacts import checksum, seal
 from trainables.evaluation.metrics import reference_measures
+from trainables.prepared import Split
 from trainables.quickstart.world import rows
+from trainables.reference import save_logps
 from trainables.trial_report import Report
 from tune.cluster.connection import connected
 from tune.cluster.latest_checkpoint import newest
 from tune.cluster.shipping import Shipment
-from tune.full_training import Job, _compared, _drop_damaged, _on_test_split, train_winner
+from tune.full_training import Job, _drop_damaged, _on_test_split, train_winner
 from tune.inputs import look_up
 from tune.prepare import Preparation, prepare
 from tune.record import claim, create, read_lines
 from tune.study import Study
-from tune.verdict import Measured
+from tune.verdict import Measured, compare
 
 SEARCH = """
 model: quickstart
@@ -101,7 +104,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(record.folder / "verify" / f"{number}-own.json", own)
     assert prepared.test.answers is not None
     verdict = {
-        **{"outcome": "winner", "sentence": "Trial 0 beats it.", "passing": True},
+        **{"outcome": "winner", "passing": True},
         **{"winner": number, "params": params, "metric": "win_rate", "direction": "maximize"},
         "reference": reference_measures(read_lines(prepared.test.answers)),
         "finalists": [{"number": number, "params": params, "test": measures}],
@@ -134,9 +137,8 @@ def test_winner_is_trained_on_all_pairs_and_compared(whole: tuple[Run, str]) -> 
     pairs = report["splits"]["train"]["kept"]
     assert (full["trial"], full["pairs"], full["winner_pairs"]) == (0, pairs, 144)
     assert full["passing"] and full["broken"] == []
-    assert (
-        full["sentence"] in printed and f"The model trained on all {pairs:,} pairs is " in printed
-    )
+    assert full_sentence(full) in printed
+    assert f"The model trained on all {pairs:,} pairs is " in printed
     assert full["outcome"] == "better" and "it beats the reference" in printed
     assert f"win_rate {full['test']['win_rate']:.3f} against 0.500 (+0." in printed
     assert "preftune chat runs/whole/full" in printed
@@ -203,7 +205,7 @@ def test_training_survives_dead_processes_a_notice_a_ctrl_c_and_a_broken_judge(
     process.send_signal(signal.SIGTERM)
     printed = process.communicate(timeout=HANG)[0]
     assert process.returncode == 130 and "Traceback" not in printed, printed
-    assert f"going on from {known} of" in printed
+    assert f"continuing from {known} of" in printed
     assert "running trials (1) save a checkpoint first" in printed
     assert "Go on with: preftune train torn\n" in printed
     full = whole[0].full()
@@ -215,7 +217,7 @@ def test_training_survives_dead_processes_a_notice_a_ctrl_c_and_a_broken_judge(
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=HANG)[0]
     assert process.returncode == 130 and "Traceback" not in printed, printed
-    assert f"going on from {known} of" in printed
+    assert f"continuing from {known} of" in printed
     assert "Go on with: preftune train torn\n" in printed
 
     (place / "broken").touch()
@@ -224,7 +226,7 @@ def test_training_survives_dead_processes_a_notice_a_ctrl_c_and_a_broken_judge(
     assert {path.name for path in folder.glob("full*")} == {"full.checkpoint"}
     (place / "broken").unlink()
 
-    assert "going on from" in preftune(place, "train", "torn")
+    assert "continuing from" in preftune(place, "train", "torn")
     torn, run = open_run(folder), whole[0]
 
     def timeless(full: dict[str, Any] | None) -> dict[str, Any]:
@@ -283,15 +285,18 @@ def state(name: str) -> Callable[[Path], None]:
 
 def no_winner(folder: Path) -> None:
     verdict = json.loads((folder / "verdict.json").read_text())
-    verdict |= {"passing": False, "winner": None, "sentence": "No configuration beats it."}
+    verdict |= {"passing": False, "winner": None, "outcome": "none"}
     write_json(folder / "verdict.json", verdict)
 
 
 REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no verdict": (lambda f: (f / "verdict.json").unlink(), "has no winner to train on all pairs"),
-    "not passing": (no_winner, "has no winner .* No configuration beats it"),
-    "crashed": (state("searching"), "'crashed'.*go on with `preftune resume .*` first"),
-    "interrupted": (state("interrupted"), "'interrupted'.*go on with `preftune resume .*` first"),
+    "not passing": (no_winner, "has no winner .* No configuration beats the reference"),
+    "crashed": (state("searching"), "'crashed'.*finish it with `preftune resume .*` first"),
+    "interrupted": (
+        state("interrupted"),
+        "'interrupted'.*finish it with `preftune resume .*`",
+    ),
     "no spec": (lambda f: (f / "spec.yaml").unlink(), "has no spec.yaml"),
     "no data": (lambda f: shutil.rmtree(f.parent / "prepared/data-0a1b"), "prepared.*is gone"),
     "other data": (
@@ -335,10 +340,10 @@ def test_refused_while_another_process_has_the_run(ended: Path) -> None:
 
 
 def test_training_of_an_earlier_winner_is_not_this_ones(ended: Path) -> None:
-    write_json(ended / "full.json", {"trial": 3, "sentence": "Better."})
+    write_json(ended / "full.json", {"trial": 3, "pairs": 2000, "test": {}})
     assert open_run(ended).full() is None
-    write_json(ended / "full.json", {"trial": 0, "sentence": "Better."})
-    assert open_run(ended).full() == {"trial": 0, "sentence": "Better."}
+    write_json(ended / "full.json", {"trial": 0, "pairs": 2000, "test": {}})
+    assert (open_run(ended).full() or {})["trial"] == 0
 
 
 def job(gains: np.ndarray, metric: str = "win_rate", winner: float = 0.7) -> Job:
@@ -360,48 +365,54 @@ WINS = np.where(np.arange(400) < 280, 0.5, -0.5)  # a win rate of 0.7
 
 
 @pytest.mark.parametrize(
-    ("share", "kl", "outcome", "passing", "says"),
+    ("share", "kl", "outcome", "passing"),
     [
-        (0.8, 2.0, "better", True, "is better than the search's winner, trial 7 with 1,600: win_"),
-        (0.7, 2.0, "same", True, "cannot be told from the search's winner"),
-        (0.6, 2.0, "worse", True, "0.600 against 0.700 (-0.100 ["),
-        (0.5, 2.0, "worse", False, "it does not beat the reference (+0.000 ["),
-        (0.8, 30.0, "better", False, "It is outside the search's limits there: kl 30.0."),
+        (0.8, 2.0, "better", True),
+        (0.7, 2.0, "same", True),
+        (0.6, 2.0, "worse", True),
+        (0.5, 2.0, "worse", False),
+        (0.8, 30.0, "better", False),
     ],
 )
-def test_outcome(share: float, kl: float, outcome: str, passing: bool, says: str) -> None:
+def test_outcome(share: float, kl: float, outcome: str, passing: bool) -> None:
     gains = np.where(np.arange(400) < 400 * share, 0.5, -0.5)
     measured = Measured({"win_rate": share, "kl": kl}, gains, gains)
-    full = _compared(job(WINS), measured, 1.0)
-    assert (full["outcome"], full["passing"]) == (outcome, passing), full["sentence"]
-    assert says in full["sentence"]
-    assert full["sentence"].startswith("The model trained on all 2,944 pairs ")
+    training = job(WINS)
+    full = compare(training.spec.objective, 1, measured, training.winner)
+    assert (full["outcome"], full["passing"]) == (outcome, passing)
+    assert full["broken"] == [{"name": "kl", "value": kl, "of": "own"}] * (kl > 20)
     assert full["against_winner"]["difference"] == pytest.approx(share - 0.7)
+    assert full["against_reference"]["difference"] == pytest.approx(share - 0.5)
 
 
 def test_pair_loss_is_better_when_it_falls() -> None:
     spread = np.linspace(-0.1, 0.1, 400)
     measured = Measured({"pair_loss": 0.2, "kl": 1.0}, spread + 0.49, np.zeros(0))
-    full = _compared(job(spread + 0.29, "pair_loss", 0.4), measured, 1.0)
-    assert full["outcome"] == "better" and full["against_winner"]["difference"] > 0
-    assert "pair_loss 0.200 against 0.400 (-0.200 [-0.200, -0.200])" in full["sentence"]
+    training = job(spread + 0.29, "pair_loss", 0.4)
+    full = compare(training.spec.objective, 1, measured, training.winner)
+    assert full["outcome"] == "better" and full["direction"] == "minimize"
+    assert full["against_winner"]["interval"] == pytest.approx([0.2, 0.2])
 
 
 def test_training_that_broke_down_says_how(tmp_path: Path, ended: Path) -> None:
     answers = ended / "answers.jsonl"
     answers.write_text("")
     pyarrow.parquet.write_table(pa.table({"prompt_ids": [[1]]}), ended / "test.parquet")
-    split = type("Split", (), {"answers": answers, "pairs": ended / "test.parquet"})()
+    save_logps(ended / "test.npz", np.zeros(1), np.zeros(1))
+    split = Split(ended / "test.parquet", ended / "test.npz", answers)
     prepared = Preparation(search=None, test=split)  # type: ignore[arg-type]
     for report, sentence in (
         (Report(diverged="the training loss is nan at step 40"), r"nan at step 40\): the search's"),
         (Report(rung=0), "not finite"),
-        (Report(failed="no room"), "failed: no room. Mend it, then go on with `preftune train"),
+        (
+            Report(failed="no room"),
+            "failed: no room. Fix the cause, then continue with `preftune t",
+        ),
     ):
         home = tmp_path / "full.checkpoint" / "7"
         home.mkdir(parents=True)
         with pytest.raises(UserError, match=sentence):
-            _on_test_split(replace(job(WINS), home=home), prepared, report, open_run(ended))
+            _on_test_split(replace(job(WINS), home=home), prepared, report)
         assert home.exists() == bool(report.failed)
 
 
@@ -423,15 +434,16 @@ def test_damaged_checkpoint_is_left_out_aloud(tmp_path: Path) -> None:
 def test_card_and_config_say_that_all_pairs_were_seen(ended: Path) -> None:
     run = open_run(ended)
     full = {
-        "sentence": "Training on all 2,000 pairs is better.",
+        **{"outcome": "better", "trial": 0, "winner_pairs": 1600, "metric": "win_rate"},
+        **{"against_winner": {"difference": 0.1, "interval": [0.0, 0.2]}},
         "passing": True,
         "test": {"win_rate": 0.91},
         "pairs": 2000,
     }
     texts = published_texts(run, candidate(run, full=full))
     assert "on all\n2,000 training pairs" in texts["README.md"]
-    assert "| win_rate | 0.500 | 0.910 |" in texts["README.md"]
-    assert full["sentence"] in texts["README.md"]
+    assert "| win_rate | 0.500 | 0.800 | 0.910 |" in texts["README.md"]
+    assert "trained on all 2,000 pairs is better" in texts["README.md"].replace("\n", " ")
     config = yaml.safe_load(texts["dpo.yaml"])
     assert config["max_steps"] == 125  # 2,000 pairs by 8, accumulated twice
     assert "all 2,000 pairs" in texts["dpo.yaml"]

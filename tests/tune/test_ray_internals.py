@@ -30,7 +30,9 @@ def test_functions_exist() -> None:
     assert list(inspect.signature(utils.set_sigterm_handler).parameters) == ["sigterm_handler"]
     assert isinstance(worker._worker_logs_enabled, bool)
     assert list(inspect.signature(internal_kv._internal_kv_put).parameters)[:2] == ["key", "value"]
-    assert list(inspect.signature(internal_kv._internal_kv_exists).parameters)[0] == "key"
+    for read in ("exists", "get", "del"):
+        function = getattr(internal_kv, f"_internal_kv_{read}")
+        assert list(inspect.signature(function).parameters)[0] == "key"
 
 
 def test_trial_has_what_is_dropped_from_it() -> None:

@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from results.run.listing import open_run
 from results.run.run import Run
+from results.views import verdict_sentence
 
 DATA = ROOT.parent / "shared" / "data"
 PAIRS = DATA / "ultrafeedback-argilla" / "train.parquet"
@@ -70,7 +71,7 @@ def test_search_ends_in_a_verdict(searched: tuple[Run, str]) -> None:
     run, printed = searched
     verdict = run.verdict()
     assert run.state == "done" and run.missing() == [] and verdict is not None
-    assert verdict["metric"] == "pair_loss" and verdict["sentence"].split()[0] in printed
+    assert verdict["metric"] == "pair_loss" and verdict_sentence(run).split()[0] in printed
     assert verdict["passing"] == (verdict["outcome"] != "none") == (run.best is not None)
     report = run.data_report()
     assert report is not None and verdict["test_pairs"] == 24 < report["splits"]["test"]["kept"]

@@ -24,7 +24,7 @@ def spec(request: pytest.FixtureRequest, tmp_path: Path) -> Spec:
 
 
 def test_fresh_seeds_can_be_trained_with(spec: Spec) -> None:
-    seeds = fresh_seeds(spec)
+    seeds = fresh_seeds(spec.search.seed, spec.verify.seeds)
     assert len({spec.search.seed, *seeds}) == 1 + spec.verify.seeds
     for seed in seeds:
         set_seed(seed)  # of random, NumPy and PyTorch, as TRL sets it
