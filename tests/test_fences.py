@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -77,3 +78,12 @@ def test_git_ignores_none_of_the_packages() -> None:
         ["git", "check-ignore", *paths], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert found.stdout == ""
+
+
+def test_design_names_every_module() -> None:
+    """A newcomer looks for a module in the layout of the design, which must have all of them."""
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    layout = design.partition("## 2. Layout")[2].partition("## 3.")[0]
+    words = set(re.findall(r"\w+", layout))
+    names = {name.rpartition(".")[2] for name in imports() if name.count(".")}
+    assert sorted(names - words - {"__main__"}) == []
