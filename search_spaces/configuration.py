@@ -6,6 +6,18 @@ from typing import Any
 
 LORA = "lora."  # begins the name of a searched LoraConfig field
 
+# Losses whose value for a batch is not the mean of its micro-batches' values (TRL 1.16's
+# `dpo_trainer.py`): the first two sort the pairs of a micro-batch; the last is a mean over its
+# tokens, of which micro-batches have different numbers. The others are means over pairs.
+MICRO_BATCH_LOSSES = ("aot", "aot_unpaired", "sft")
+
+
+def micro_batch_losses(dpo: Mapping[str, Any]) -> list[str]:
+    """Return those of the losses in `DPOConfig` fields that depend on the micro-batch."""
+    losses = dpo.get("loss_type") or ["sigmoid"]
+    losses = [losses] if isinstance(losses, str) else list(losses)
+    return [loss for loss in losses if loss in MICRO_BATCH_LOSSES]
+
 
 @dataclass(frozen=True)
 class Configuration:

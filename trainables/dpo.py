@@ -34,6 +34,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from search_spaces.configuration import micro_batch_losses
 from search_spaces.errors import UserError
 from search_spaces.spec import Spec
 from trainables.artifacts import META, damage, seal
@@ -67,11 +68,18 @@ class Call:
     spec: Spec
     params: Mapping[str, Any]
     prepared: Prepared
-    report: Callable[[Report], None]
     seed: int
     judge: Judge | None
-    save_now: Callable[[], bool]
     captured: io.StringIO
+    report: Callable[[Report], None] = lambda report: None
+    save_now: Callable[[], bool] = lambda: False
+    seconds_before: float = 0.0  # of the processes before this one, by its checkpoint
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the trial has taken, in all its processes."""
+        return round(self.seconds_before + time.monotonic() - self.started, 2)
 
 
 @dataclass
@@ -83,7 +91,6 @@ class _Trial:
     trainer: PreparedDPOTrainer
     autocast: torch.dtype | None
     batch: BatchSize = field(default_factory=BatchSize)
-    started: float = field(default_factory=time.monotonic)
     losses: list[float] = field(default_factory=list)
     diverged: str | None = None
 
@@ -148,7 +155,7 @@ class _Trial:
             evaluation = self.evaluate()
             measures = dict(evaluation.measures)
             measures["train_loss"] = float(np.mean(self.losses)) if self.losses else None
-            measures["seconds"] = round(time.monotonic() - self.started, 2)
+            measures["seconds"] = self.call.seconds
             measures["peak_memory_mb"] = peak_memory_mb()
             self.losses.clear()
             log.info("rung %d at step %d measured in %.1f s", rung, step, time.monotonic() - began)
@@ -211,7 +218,7 @@ class _AtRungs(TrainerCallback):
             return  # not worth keeping, and no checkpoint of it may pass for a result
         assert args.output_dir is not None
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        seal(folder, step=state.global_step)
+        seal(folder, step=state.global_step, seconds=self.trial.call.seconds)
         self.trial.tell(state.global_step, folder)
 
 
@@ -300,8 +307,9 @@ def train(
     budget = plan(spec, params)
     scratch = tempfile.TemporaryDirectory(prefix="preftune-trial-", ignore_cleanup_errors=True)
     with scratch as folder, captured_log() as captured:
-        call = Call(spec, params, prepared, report, seed, judge, save_now, captured)
         resume = None if resume_from is None else _undamaged(resume_from)
+        before = 0.0 if resume is None else float(_meta(resume).get("seconds", 0.0))
+        call = Call(spec, params, prepared, seed, judge, captured, report, save_now, before)
         while True:
             try:
                 train_once(call, budget, Path(folder), resume)
@@ -311,11 +319,13 @@ def train(
                 if smaller is None:
                     raise
                 log.warning(
-                    "out of device memory at micro-batch %d: going on with %d, accumulated %dx",
+                    "out of device memory at micro-batch %d: continuing with %d, accumulated %dx",
                     budget.micro_batch,
                     smaller.micro_batch,
                     smaller.accumulation,
                 )
+                if losses := micro_batch_losses(spec.configuration(params).dpo):
+                    log.warning("%s depends on the micro-batch", " and ".join(losses))
                 budget = smaller
             finally:
                 release_memory()
@@ -382,8 +392,12 @@ def _undamaged(checkpoint: Path) -> Path | None:
     return None
 
 
+def _meta(checkpoint: Path) -> dict[str, Any]:
+    return dict(json.loads((checkpoint / META).read_text(encoding="utf-8")))
+
+
 def _step_of(checkpoint: Path) -> int:
-    return int(json.loads((checkpoint / META).read_text(encoding="utf-8"))["step"])
+    return int(_meta(checkpoint)["step"])
 
 
 def _newest(folder: Path) -> Path | None:

@@ -19,6 +19,7 @@ from results.doctor.ties import tied_answers, tied_pairs
 from results.formatting import compact, number, plain
 from results.run.run import Run
 from results.run.trial import Trial
+from search_spaces.configuration import configure, micro_batch_losses
 
 LN2 = math.log(2)  # pair_loss without training: every delta is 0
 
@@ -218,11 +219,19 @@ def _beaten_by_length(run: Run, trial: Trial) -> Iterator[Finding]:
 def _micro_batch(run: Run, trial: Trial) -> Iterator[Finding]:
     if not (size := trial.attrs.get("micro_batch")):
         return
+    given = configure(run.spec.get("training") or {}, run.spec.get("lora"), trial.params)
+    losses = micro_batch_losses(given.dpo)
+    changed = (
+        f"its loss {' and '.join(losses)} depends on the micro-batch, so this is not quite the "
+        "configuration that was asked for"
+        if losses
+        else "its loss is a mean over pairs, which does not depend on the micro-batch"
+    )
     yield Finding(
         "micro-batch halved",
         f"Memory was too short, so it ran in micro-batches of {compact(size)} with more "
-        "accumulation; its effective batch, and so its result, stayed. To save the time that "
-        "this costs, lower per_device_train_batch_size or give each trial more of the device.",
+        f"accumulation. Its effective batch is the same, and {changed}. To avoid it, lower "
+        "per_device_train_batch_size or give each trial more of the device.",
     )
 
 

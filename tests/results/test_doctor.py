@@ -231,6 +231,21 @@ def test_how_it_ran(run: Run, fields: dict[str, Any], sign: str, words: str) -> 
     assert finding.title == sign and words in finding.sentence
 
 
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        (["aot"], "its loss aot depends on the micro-batch"),
+        (["sigmoid", "sft"], "its loss sft depends on the micro-batch"),
+        (["aot_unpaired", "sft"], "its loss aot_unpaired and sft depends on the micro-batch"),
+        ("sft", "its loss sft depends on the micro-batch"),
+        (["ipo", "hinge"], "a mean over pairs, which does not depend on the micro-batch"),
+    ],
+)
+def test_what_a_smaller_micro_batch_means_for_the_loss(run: Run, losses: Any, words: str) -> None:
+    halved = trial(attrs={"micro_batch": 2}, params={"loss_type": losses})
+    assert words in next(f for f in trial_warnings(run, halved) if "micro" in f.title).sentence
+
+
 def test_kl_has_one_sign_with_a_limit_and_without(tmp_path: Path, run: Run) -> None:
     broken = trial({"kl": 63.0}, constraints={"kl": 33.0})
     assert signs(trial_warnings(run, broken)) == ["KL blow-up"]

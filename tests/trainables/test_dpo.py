@@ -1,5 +1,6 @@
 """One trial, in this process, without Ray."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from search_spaces.errors import UserError
 from search_spaces.spec import Spec
 from trainables import dpo
-from trainables.artifacts import damage
+from trainables.artifacts import META, damage
 from trainables.budget import Plan, in_order, plan
 from trainables.dpo import failure, measure_once, train
 from trainables.models import load_tokenizer
@@ -187,6 +188,34 @@ def test_resumed_trial_ends_exactly_like_an_uninterrupted_one(
         assert {k: one.measures[k] for k in MEASURES} == {k: other.measures[k] for k in MEASURES}
         np.testing.assert_array_equal(one.deltas, other.deltas)
         assert one.samples == other.samples
+
+
+def test_seconds_of_a_resumed_trial_count_those_before(
+    small_spec: Spec, prepared: Prepared, tmp_path: Path
+) -> None:
+    saved = tmp_path / "checkpoint"
+
+    def interrupt(report: Report) -> None:
+        assert report.checkpoint is not None
+        shutil.copytree(report.checkpoint, saved)
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        train(small_spec, PARAMS, prepared, interrupt, seed=1, judge=judge)
+    meta = json.loads((saved / META).read_text())
+    assert meta["seconds"] > 0
+    (saved / META).write_text(json.dumps({**meta, "seconds": 1000.0}))
+    measured = [
+        r.measures["seconds"]
+        for r in reports_of(small_spec, prepared, resume_from=saved)
+        if r.rung is not None
+    ]
+    assert len(measured) == 3 and measured == sorted(measured)  # type: ignore[type-var]
+    assert all(seconds is not None and 1000 < seconds < 1900 for seconds in measured)
+    # A checkpoint of a version that kept no seconds counts from now on.
+    (saved / META).write_text(json.dumps({k: v for k, v in meta.items() if k != "seconds"}))
+    rest = reports_of(small_spec, prepared, resume_from=saved)
+    assert 0 < rest[-1].measures["seconds"] < 1000  # type: ignore[operator]
 
 
 def test_damaged_checkpoint_is_noticed_and_training_starts_again(
