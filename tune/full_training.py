@@ -118,10 +118,11 @@ def _claimed(run: Run) -> Record:
     Raises:
         UserError: it is going on, has not ended, or has no passing verdict.
     """
+    state = run.state  # before the lock, which would make a crashed run look alive
     lock = claim(run.folder)
-    if run.state not in layout.ENDED:
+    if state not in layout.ENDED:
         raise UserError(
-            f"run {run.name} has not ended (its state is {run.state!r}): go on with "
+            f"run {run.name} has not ended (its state is {state!r}): go on with "
             f"`{resume_command(_shown(run.folder))}` first"
         )
     if not (run.verdict() or {}).get("passing"):

@@ -190,7 +190,8 @@ def claim(folder: Path) -> FileLock:
     """
     lock = FileLock(folder / layout.LOCK)
     try:
-        lock.acquire(timeout=0)
+        # A reader that asks who drives the run holds the lock for microseconds.
+        lock.acquire(timeout=1, poll_interval=0.02)
     except Timeout:
         info = _info(folder)
         process = f"process {info.get('pid')} on {info.get('host')}"

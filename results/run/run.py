@@ -1,7 +1,5 @@
 """Open a run folder: its trials, measures, decisions and verdict, as far as they are there."""
 
-import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +8,7 @@ from typing import Any
 
 from results.run import layout, schema_checks
 from results.run.files import read_json, read_lines, read_records, read_yaml
+from results.run.lock import driven
 from results.run.trial import Trial, read_trial
 from search_spaces.errors import UserError
 
@@ -33,8 +32,8 @@ class Run:
 
     @property
     def state(self) -> str:
-        """The state in `run.json`, or `crashed` where it says active and the process is gone."""
-        return state_of(self.info)
+        """The state in `run.json`, or `crashed` where it says active and no process drives it."""
+        return state_of(self.folder, self.info)
 
     @property
     def active(self) -> bool:
@@ -200,16 +199,10 @@ def check_info(folder: Path, info: Mapping[str, Any]) -> None:
     schema_checks.check(folder / layout.INFO, info, schema_checks.RUN)
 
 
-def state_of(info: Mapping[str, Any]) -> str:
+def state_of(folder: Path, info: Mapping[str, Any]) -> str:
+    """Return the state in `run.json`, or `crashed`: an active one that no process drives."""
     state = str(info.get("state") or "crashed")
-    if state in layout.ACTIVE and info.get("host") == socket.gethostname():
-        try:
-            os.kill(int(info["pid"]), 0)  # signal 0 only asks whether the process exists
-        except (ProcessLookupError, KeyError, TypeError, ValueError):
-            return "crashed"
-        except PermissionError:
-            pass
-    return state
+    return "crashed" if state in layout.ACTIVE and not driven(folder) else state
 
 
 def _missing(run: Run) -> list[str]:

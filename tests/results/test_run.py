@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console, RenderableType
-from run_folder import write_run
+from run_folder import crash, write_run
 from searching import HANG
 
 from results.formatting import compact
@@ -123,10 +123,8 @@ def test_listing_imports_neither_optuna_nor_torch(storage: Path) -> None:
 
 def test_a_crashed_run_opens_and_says_what_is_missing(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "crashed", state="searching")
-    assert open_run(folder).state == "searching"  # this process is its process, and is alive
-    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
-        gone.wait()
-    edit(folder / "run.json", pid=gone.pid)
+    assert open_run(folder).state == "searching"  # this process holds its lock
+    crash(folder)
     with (folder / "study.journal").open("a") as journal:
         journal.write('{"op_code": 6, "trial_')  # killed in the middle of a write
     with (folder / "decisions.jsonl").open("a") as decisions:
