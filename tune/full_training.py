@@ -32,7 +32,7 @@ from trainables.trial_report import Report
 from tune.cluster.connection import Cluster, connected, host
 from tune.cluster.latest_checkpoint import checkpoints, keep, newest, seen
 from tune.cluster.preemption import asked, notice
-from tune.cluster.resources import share
+from tune.cluster.resources import plan_share
 from tune.cluster.share import Share
 from tune.cluster.shipping import Shipment, shipping
 from tune.export import model_folder
@@ -182,7 +182,7 @@ def _train(
     stage = Stage(job.spec, run.storage / layout.PREPARED, cluster, sent, say)
     prepared = replace(prepared, search=score_all(stage, prepared.search))
     sent.add([*prepared.files(), *judge_files(job.spec)])
-    each = share(job.spec, cluster, prepared.search, sent)
+    each = plan_share(job.spec, cluster, prepared.search, sent)
     _drop_damaged(job.home, say)
     if not seen(job.home):  # the seconds are those of another winner's training
         seconds = {k: v for k, v in record.seconds.items() if k != "train"}

@@ -19,7 +19,7 @@ from trainables.artifacts import storage_fault
 from tune.cluster.checkpoint_storage import NotReached, settle
 from tune.cluster.connection import Cluster, connected
 from tune.cluster.preemption import notice
-from tune.cluster.resources import share
+from tune.cluster.resources import plan_share
 from tune.cluster.shipping import Shipment, shipping
 from tune.export import hand_over
 from tune.inputs import Inputs, judge_files, look_up
@@ -95,7 +95,9 @@ def _stages(
 
     _greet(record, cluster, console)
     record.update(state="preparing", error=None, ended=None, dashboard=cluster.dashboard)
-    record.update(hardware={"nodes": cluster.nodes, "cpus": cluster.cpus, "gpus": cluster.gpus})
+    record.update(
+        hardware={"nodes": len(cluster.nodes), "cpus": cluster.cpus, "gpus": cluster.gpus}
+    )
     with record.timed("prepare"):
         prepared = (
             prepare(spec, known, record, cluster, sent, say) if isinstance(known, Inputs) else known
@@ -112,7 +114,7 @@ def _stages(
             f"search.minutes ({minutes:g}) are used up: no more trials, only verification. To add "
             f"some: `{resume_command(record.folder)} --minutes +60`"
         )
-    each = share(spec, cluster, prepared.search, sent)
+    each = plan_share(spec, cluster, prepared.search, sent)
     say(f"searching: {spec.trials} trials, {each.concurrent} at once, {each.words()}")
     progress = Progress(console, spec, record, study)
     with record.timed("search"), progress, notice(say) as given:

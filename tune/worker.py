@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import ray.tune
 
+from search_spaces.errors import UserError
 from search_spaces.spec import Spec
 from trainables.artifacts import storage_fault
 from trainables.judges import Judge
@@ -111,6 +112,32 @@ def ready(
     if spec.judge is None:
         return None, name
     return load_judge(sent.named(spec.judge), device, judge_revision), name
+
+
+def memory_of_a_trial(
+    spec: Spec, params: dict[str, Any], prepared: Prepared, sent: Shipment
+) -> tuple[int, int] | UserError:
+    """Return the bytes that training a configuration needs on an idle GPU, and those it has.
+
+    An error is returned: Ray would wrap what is raised.
+    """
+    import torch
+
+    from trainables.memory_probe import peak_of_a_step
+
+    try:
+        judge, _ = ready(spec, Share(cpu=1, gpu=1, concurrent=1), sent, prepared.judge_revision)
+        peak = peak_of_a_step(spec, params, prepared.at(sent.here), judge)
+    except torch.OutOfMemoryError:
+        return UserError(
+            "one pair of the longest does not fit on the GPU: lower max_length, turn "
+            "gradient_checkpointing on, or use LoRA"
+        )
+    except UserError as error:
+        return error
+    free, total = torch.cuda.mem_get_info()
+    # Nothing else runs there now: what is taken and not by the allocator is the context.
+    return peak + total - free - torch.cuda.memory_reserved(), total
 
 
 @cache  # later calls would also freeze what an earlier trial has left, for good
