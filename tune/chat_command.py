@@ -1,5 +1,6 @@
 """`preftune chat`: become the process that serves the page."""
 
+import ipaddress
 import os
 import socket
 import sys
@@ -22,21 +23,29 @@ def open_page(name: str | None, storage: str, port: int, host: str, console: Con
     Raises:
         UserError: the port is taken, or neither a run nor a model has that name.
     """
-    arguments = ["--storage", storage, "--host", host]
+    arguments = ["--storage", storage]
     if name is None or (Path(storage) / name).is_dir() or (Path(name) / layout.INFO).is_file():
         if name is not None or list_runs(storage):
             arguments += ["--run", str(open_run(name, storage).folder)]
     else:
         _check_model(name, storage)
         arguments += ["--model", name]
-    port = _free(host, port)
-    console.print(
-        f"chat at http://{host}:{port} (end it with Ctrl-C)", highlight=False, markup=False
-    )
+    bound, port = _free(host, port)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    lines = [f"chat at {url} (end it with Ctrl-C)"]
+    address = ipaddress.ip_address(bound)
+    if not address.is_loopback:
+        at = "any address of this machine" if address.is_unspecified else bound
+        lines.append(
+            f"The page has no password: whoever reaches {at} can read the runs in {storage}, chat "
+            "and vote. Leave --host out to keep the page to this machine."
+        )
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     sys.stdout.flush()
     # Becomes the page instead of waiting for it: a signal to this process is a signal to the page.
-    line = [sys.executable, "-m", "serve.launch", *arguments, "--port", str(port)]
-    os.execv(sys.executable, line)
+    page = [sys.executable, "-m", "serve.launch", host, str(port), *arguments]
+    os.execv(sys.executable, page)
 
 
 def _check_model(name: str, storage: str) -> None:
@@ -83,15 +92,22 @@ def _unknown(name: str) -> str:
     return f", and the Hub cannot be asked for {name!r} now"
 
 
-def _free(host: str, port: int) -> int:
-    """Return the port, or a free one for 0."""
-    with socket.socket() as probe:
-        # As the server itself will: a port whose last connections are dying is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise UserError(
-                f"cannot listen at {host}:{port} ({error}): choose another --port, 0 for any"
-            ) from error
-        return int(probe.getsockname()[1])
+def _free(host: str, port: int) -> tuple[str, int]:
+    """Return the numeric address and the port to listen at; for port 0, a free one.
+
+    Raises:
+        UserError: the address is not this machine's, or the port is taken.
+    """
+    try:
+        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            # As the server itself will: a port whose last connections are dying is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((place[0], port, *place[2:]))  # a name look-up cuts 99999 to 16 bits
+            bound = probe.getsockname()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise UserError(
+            f"cannot listen at {host}:{port} ({error}): choose another --port, 0 for any, or an "
+            "address of this machine as --host"
+        ) from error
+    return str(bound[0]).partition("%")[0], int(bound[1])

@@ -1,6 +1,7 @@
 """`preftune train`: the winning configuration on all of the training pairs, and what it brings."""
 
 import os
+import shlex
 import shutil
 import socket
 import time
@@ -21,6 +22,7 @@ from results.formatting import DIGITS, columns, interval, measure
 from results.publish.card import published_texts
 from results.publish.public_view import candidate
 from results.run import layout
+from results.run.commands import command_line, shown
 from results.run.run import Run
 from results.views import verdict_sentence
 from search_spaces.errors import UserError
@@ -38,7 +40,7 @@ from tune.cluster.shipping import Shipment, shipping
 from tune.export import model_folder
 from tune.inputs import judge_files
 from tune.prepare import Preparation, recorded
-from tune.record import Record, claim, now, read_lines, resume_command, storage_option
+from tune.record import Record, claim, now, read_lines, resume_command
 from tune.reference_logps import Stage, score_all
 from tune.verdict import CONFIDENCE, Measured, bounds, resampled
 from tune.verify import _load, _measured, verification_spec
@@ -72,13 +74,7 @@ class Job:
 
 def train_command(folder: Path) -> str:
     """Return the command that trains the winner of a run, or goes on with it."""
-    return f"preftune train {folder.name}{storage_option(_shown(folder))}"
-
-
-def _shown(folder: Path) -> Path:
-    """Return a folder as the user would write it: from here on, if it is below."""
-    here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+    return command_line("train", folder)
 
 
 def train_winner(run: Run, address: str | None, console: Console) -> None:
@@ -100,6 +96,7 @@ def train_winner(run: Run, address: str | None, console: Console) -> None:
     try:
         record = _claimed(run)
         job, prepared = _job(run, record)
+        say(f"resume     {train_command(run.folder)}")
         record.update(pid=os.getpid(), host=socket.gethostname())
         with connected(address) as cluster, shipping(cluster, record) as sent:
             full = _train(job, prepared, run, record, cluster, sent, say)
@@ -123,7 +120,7 @@ def _claimed(run: Run) -> Record:
     if state not in layout.ENDED:
         raise UserError(
             f"run {run.name} has not ended (its state is {state!r}): go on with "
-            f"`{resume_command(_shown(run.folder))}` first"
+            f"`{resume_command(run.folder)}` first"
         )
     if not (run.verdict() or {}).get("passing"):
         raise UserError(
@@ -390,5 +387,5 @@ def _show(run: Run, full: dict[str, Any], console: Console) -> None:
         table.add_row(label, *(measure(measures, name) for name in names))
     console.print(table)
     console.print(full["sentence"], highlight=False, markup=False, soft_wrap=True)
-    line = f"chat       preftune chat {_shown(run.folder / MODEL)}"
+    line = "chat       " + shlex.join(["preftune", "chat", str(shown(run.folder / MODEL))])
     console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from results.run import layout, schema_checks
+from results.run.commands import command_line
 from results.run.files import read_json, read_lines, read_records, read_yaml
 from results.run.lock import driven
 from results.run.trial import Trial, read_trial
@@ -33,7 +34,8 @@ class Run:
     @property
     def state(self) -> str:
         """The state in `run.json`, or `crashed` where it says active and no process drives it."""
-        return state_of(self.folder, self.info)
+        state = str(self.info.get("state") or "crashed")
+        return "crashed" if state in layout.ACTIVE and not driven(self.folder) else state
 
     @property
     def active(self) -> bool:
@@ -199,12 +201,6 @@ def check_info(folder: Path, info: Mapping[str, Any]) -> None:
     schema_checks.check(folder / layout.INFO, info, schema_checks.RUN)
 
 
-def state_of(folder: Path, info: Mapping[str, Any]) -> str:
-    """Return the state in `run.json`, or `crashed`: an active one that no process drives."""
-    state = str(info.get("state") or "crashed")
-    return "crashed" if state in layout.ACTIVE and not driven(folder) else state
-
-
 def _missing(run: Run) -> list[str]:
     missing: list[str] = []
     if not run.info:
@@ -212,7 +208,7 @@ def _missing(run: Run) -> list[str]:
     if run.state == "crashed":
         missing.append(
             f"the process ended while {run.info.get('state') or 'in an unknown state'}; "
-            f"`preftune resume {run.name}` continues from there"
+            f"`{command_line('resume', run.folder)}` continues from there"
         )
     for name, what in (
         (layout.SPEC, "the search itself is unknown"),

@@ -19,6 +19,7 @@ from results.publish.card import model_card
 from results.publish.dpo_yaml import BATCH_DEFAULTS, LORA, dpo_yaml
 from results.publish.public_view import candidate
 from results.publish.target import Target
+from results.run.commands import command_line
 from results.run.listing import list_runs, open_run
 from results.run.run import Run
 from results.tables import (
@@ -133,7 +134,7 @@ def test_a_crashed_run_opens_and_says_what_is_missing(tmp_path: Path) -> None:
     assert run.state == "crashed" and list_runs(tmp_path)[0].state == "crashed"
     assert [trial.state for trial in run.trials()].count("running") == 1
     assert run.missing() == [
-        "the process ended while searching; `preftune resume crashed` continues from there",
+        f"the process ended while searching; `{command_line('resume', folder)}` continues from there",
         "trials without an end: 4",
         "verdict.json is missing: nothing was verified on the test split",
     ]

@@ -443,9 +443,8 @@ class Opened(BaseException):
 
 def page(executable: str, line: list[str]) -> None:
     """Show the page that the command would become, and print its errors."""
-    place = line.index("--host")
     streamlit.logger.set_log_level("error")  # it warns of every thread that is no browser's
-    sys.argv = [str(APP), *line[3:place], *line[place + 2 : line.index("--port")]]
+    sys.argv = [str(APP), *line[5:]]  # after `python -m serve.launch HOST PORT`
     app = AppTest.from_file(str(APP), default_timeout=60).run()
     assert not app.exception and app.error
     cli.console.print(*(error.value.replace("\\", "") for error in app.error), soft_wrap=True)

@@ -205,7 +205,7 @@ def test_training_survives_dead_processes_a_notice_a_ctrl_c_and_a_broken_judge(
     assert process.returncode == 130 and "Traceback" not in printed, printed
     assert f"going on from {known} of" in printed
     assert "running trials (1) save a checkpoint first" in printed
-    assert "Go on with: preftune train torn\n" in printed
+    assert "Interrupted. Resume with: preftune train torn\n" in printed
     full = whole[0].full()
     assert full is not None and regular < seen() < regular + full["pairs"] / 10
 
@@ -216,7 +216,7 @@ def test_training_survives_dead_processes_a_notice_a_ctrl_c_and_a_broken_judge(
     printed = process.communicate(timeout=HANG)[0]
     assert process.returncode == 130 and "Traceback" not in printed, printed
     assert f"going on from {known} of" in printed
-    assert "Go on with: preftune train torn\n" in printed
+    assert "Interrupted. Resume with: preftune train torn\n" in printed
 
     (place / "broken").touch()
     printed = preftune(place, "train", "torn", code=1)
