@@ -133,8 +133,9 @@ def test_a_crashed_run_opens_and_says_what_is_missing(tmp_path: Path) -> None:
     run = open_run(folder)
     assert run.state == "crashed" and list_runs(tmp_path)[0].state == "crashed"
     assert [trial.state for trial in run.trials()].count("running") == 1
+    resume = command_line("resume", folder)
     assert run.missing() == [
-        f"the process ended while searching; `{command_line('resume', folder)}` continues from there",
+        f"the process ended while searching; `{resume}` continues from there",
         "trials without an end: 4",
         "verdict.json is missing: nothing was verified on the test split",
     ]
