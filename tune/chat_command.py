@@ -1,4 +1,4 @@
-"""`preftune chat`: become the process that serves the page."""
+"""`preftune chat` becomes the process that serves the page."""
 
 import ipaddress
 import os
@@ -43,18 +43,18 @@ def open_page(name: str | None, storage: str, port: int, host: str, console: Con
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     sys.stdout.flush()
-    # Becomes the page instead of waiting for it: a signal to this process is a signal to the page.
+    # This process becomes the page instead of waiting for it: its signals reach the page.
     page = [sys.executable, "-m", "serve.launch", host, str(port), *arguments]
     os.execv(sys.executable, page)
 
 
 def _check_model(name: str, storage: str) -> None:
-    """Refuse what can be neither a run nor a model, before a page opens that could only say so."""
+    """Refuse a name that is neither a run nor a model, before a page opens that only says so."""
     if (Path(os.path.expanduser(name)) / "config.json").is_file():
         return
     unknown = ""
     if is_hub_id(name):
-        # Most names without an owner are runs, misspelt; a few old models have none either.
+        # Most names without an owner are misspelled runs; a few old models have no owner either.
         unknown = "" if "/" in name else _unknown(name)
         if not unknown:
             return
@@ -66,7 +66,7 @@ def _check_model(name: str, storage: str) -> None:
 
 
 def _unknown(name: str) -> str:
-    """Say why a name without an owner is no model of the Hub; nothing where it is one."""
+    """Return why a name without an owner is not a model of the Hub, or nothing where it is one."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
@@ -80,11 +80,11 @@ def _unknown(name: str) -> str:
     try:
         HfApi().model_info(name, timeout=10)
     except GatedRepoError:
-        return ""  # it is there, and loading it says what to do
+        return ""  # it exists, and loading it says what to do
     except HfHubHTTPError as error:
-        # Who is not logged in is told 401 of what is not there, as of what is private.
+        # Without a login the Hub answers 401 for what does not exist and for what is private.
         if error.response.status_code in (401, 404):
-            return f", and the Hub knows no {name!r}"
+            return f", and the Hub has no model {name!r}"
     except (HTTPError, OfflineModeIsEnabled):
         pass
     else:

@@ -1,4 +1,4 @@
-"""The Ray cluster of a search: connect to one or start one, and bring files to its nodes."""
+"""The Ray cluster of a search: connect to one, or start Ray on this machine."""
 
 import logging
 import os
@@ -20,8 +20,8 @@ from tune.cluster.signals import NOTICES, handled
 from tune.ray_internals import own_sigterm_handler, silence_dead_workers
 
 ROOT = Path(__file__).parent.parent.parent
-# What workers import: these folders alone travel to the nodes of a cluster, whatever else stands
-# beside them.
+# What workers import: only these folders travel to the nodes of a cluster, whatever else is beside
+# them.
 PACKAGES = ("search_spaces", "trainables", "tune", "results")
 
 # Read by the driver and, through it, by every worker it starts.
@@ -34,20 +34,20 @@ ENVIRONMENT = {
     "TRL_EXPERIMENTAL_SILENCE": "1",
     # `measures.jsonl` holds what CSV and JSON would repeat.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends with the resume line
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the resume command is printed then
     # A reused worker waits for the last trial's memory to be free.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a spec mean the driver's folder
     "RAY_AIR_NEW_OUTPUT": "0",
-    # What asks for no GPU sees none: `resources.gpu: 0` is the CPU, wherever it runs.
+    # A task without a GPU sees none: `resources.gpu: 0` means the CPU on every node.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to run on.
+    """The nodes that a search can use.
 
     Attributes:
         dashboard: address of Ray's dashboard, or None where it does not run.
@@ -83,10 +83,10 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
 
     Args:
         address: of the cluster; None means the one in `RAY_ADDRESS`, or else this machine alone.
-        cpus: of this machine, to use no more than so many.
+        cpus: how many CPUs of this machine to use at most; None means all.
 
     Raises:
-        UserError: there is no cluster at the address, or it does not let us in.
+        UserError: Ray does not start, or no cluster lets this process in at the address.
     """
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     address = address or os.environ.get("RAY_ADDRESS")
@@ -207,9 +207,9 @@ def _end(started: set[psutil.Process], before: set[psutil.Process]) -> None:
 def _undisturbed() -> Iterator[None]:
     """Hold signals back while Ray starts or ends; a second one is let through.
 
-    Interrupted there, Ray leaves processes behind or crashes. Its Python handlers of SIGTERM would
-    end the process without the resume line; its C++ core puts one over ours that aborts three
-    seconds after the signal, and takes ours away with its own.
+    Ray that is interrupted there leaves processes behind or crashes. Its Python handlers of SIGTERM
+    would end the process without the resume command. Its C++ core puts a handler over ours that
+    aborts three seconds after the signal, and removes ours together with its own.
 
     Raises:
         KeyboardInterrupt: a signal came meanwhile.

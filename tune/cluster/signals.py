@@ -10,7 +10,7 @@ from types import FrameType
 from rich.console import Console
 
 NOTICES = (signal.SIGTERM, signal.SIGHUP)  # from a cluster; from a terminal that goes away
-_TERMINALS = [number for number in (1, 2) if os.isatty(number)]  # once it is gone nobody can tell
+_TERMINALS = [number for number in (1, 2) if os.isatty(number)]  # asked now: later they may be gone
 
 
 @contextmanager
@@ -40,9 +40,9 @@ def terminable() -> Iterator[None]:
 def handled(
     handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals
 ) -> Iterator[None]:
-    """Handle signals in the block, in the main thread, unless they are ignored, as by nohup.
+    """Handle signals in the block, in the main thread, unless they are ignored, as under nohup.
 
-    After SIGHUP nothing is written to the terminal any more: it is gone, and each line would fail.
+    After SIGHUP nothing more is written to the terminal: it is gone, and each line would fail.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
