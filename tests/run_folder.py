@@ -11,9 +11,13 @@ from typing import Any
 
 import optuna
 import yaml
+from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+
+from results.run import layout
+from tune.record import claim
 
 RUNGS = (178, 533, 1600)
 REFERENCE = {
@@ -242,6 +246,14 @@ def _verdict(outcome: str) -> dict[str, Any]:
     }
 
 
+DRIVEN: dict[Path, FileLock] = {}  # locks of the runs that this process drives
+
+
+def crash(folder: Path) -> None:
+    """Let go of a run as a driver that dies does."""
+    DRIVEN.pop(folder).release()
+
+
 def write_run(
     storage: Path, name: str = "quickstart-1122-0937", outcome: str = "winner", state: str = "done"
 ) -> Path:
@@ -251,10 +263,13 @@ def write_run(
         storage: where run folders live.
         name: the run's name.
         outcome: the verdict; `best/` is there unless it is `none`.
-        state: anything but `done` leaves trial 4 running, trial 5 unborn, and no verdict.
+        state: anything but `done` leaves trial 4 running, trial 5 unborn, and no verdict; this
+            process drives a run in an active one, until `crash`.
     """
     folder = storage / name
     folder.mkdir(parents=True)
+    if state in layout.ACTIVE:
+        DRIVEN[folder] = claim(folder)
     (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
     prepared = storage / "prepared"
     if not (prepared / "base").exists():

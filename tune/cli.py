@@ -15,12 +15,12 @@ from rich.console import Console
 if TYPE_CHECKING:
     from results.publish.push import PushResult
 
-# Where the output is no terminal, rich assumes 80 columns: a leaderboard needs more.
+# Where the output is not a terminal, rich assumes 80 columns: a leaderboard needs more.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 errors = Console(stderr=True)
 
 app = typer.Typer(
-    help="Search the hyperparameters of DPO, prove the winner, publish it, chat with it.",
+    help="Search the hyperparameters of DPO, verify the winner, publish it, chat.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,24 +28,31 @@ app = typer.Typer(
 )
 
 RunName = Annotated[
-    str | None, typer.Argument(metavar="RUN", help="A run's name or folder; the newest by default.")
+    str | None,
+    typer.Argument(metavar="RUN", help="Name or folder of a run; by default the newest."),
 ]
-Storage = Annotated[str, typer.Option(help="Where run folders live.")]
+Storage = Annotated[str, typer.Option(help="The folder that holds the run folders.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster, host:port or `auto`.")]
 
 
 @app.command()
 def run(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A shipped search or a YAML file.")],
-    name: Annotated[str | None, typer.Option(help="Of the run folder.")] = None,
+    spec: Annotated[
+        str, typer.Argument(metavar="SPEC", help="Name of a shipped search, or a YAML file.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Set a key of the search. Can be repeated."
+        ),
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Of a running Ray cluster; `auto` finds the local one.")
-    ] = None,
+    address: Address = None,
 ) -> None:
-    """Prepare, search, verify: ends with a leaderboard and a verdict."""
+    """Run a search: prepare, search, verify.
+
+    It ends with a leaderboard and a verdict.
+    """
     from search_spaces.spec import load
 
     checked = load(spec, set_ or [])
@@ -65,15 +72,18 @@ def run(
 def resume(
     run: RunName = None,
     trials: Annotated[
-        str | None, typer.Option(metavar="+N", help="Add this many trials to the search.")
+        str | None, typer.Option(metavar="+N", help="Add N trials to the search.")
     ] = None,
     minutes: Annotated[
         str | None, typer.Option(metavar="+N", help="Add to search.minutes, its limit in time.")
     ] = None,
     storage: Storage = "runs",
-    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
+    address: Address = None,
 ) -> None:
-    """Resume after a crash, a Ctrl-C or a stop, or with more trials or minutes."""
+    """Resume a run, or add trials or minutes to it.
+
+    A run can be resumed after a crash, Ctrl-C or a stop.
+    """
     from tune.cluster.signals import resumable
     from tune.record import resume_command
     from tune.resume import reopened
@@ -89,7 +99,10 @@ def resume(
 
 @app.command()
 def stop(run: RunName = None, storage: Storage = "runs") -> None:
-    """Stop a running search in good order: what runs now pauses at its next rung."""
+    """Ask a running search to end.
+
+    Trials that run now pause at their next rung. Then the finalists are verified.
+    """
     from tune.resume import request_stop
 
     request_stop(run, storage, console)
@@ -97,7 +110,7 @@ def stop(run: RunName = None, storage: Storage = "runs") -> None:
 
 @app.command("list")
 def list_(storage: Storage = "runs") -> None:
-    """Past runs, newest first."""
+    """List the runs, newest first."""
     from results.run.listing import list_runs
     from results.tables import runs_table
 
@@ -111,10 +124,13 @@ def list_(storage: Storage = "runs") -> None:
 @app.command()
 def show(
     run: RunName = None,
-    trial: Annotated[int | None, typer.Option(help="Show one trial.")] = None,
+    trial: Annotated[int | None, typer.Option(help="Number of a trial to show.")] = None,
     storage: Storage = "runs",
 ) -> None:
-    """Leaderboard, verdict and data report of a run, or one of its trials."""
+    """Show a run, or one of its trials.
+
+    For a run: the data report, the leaderboard and the verdict.
+    """
     from results.run.listing import open_run
     from results.tables import data_report_table, leaderboard_table, trial_detail, verdict_panel
 
@@ -132,10 +148,13 @@ def report(
     run: RunName = None,
     storage: Storage = "runs",
     png: Annotated[
-        bool, typer.Option("--png", help="Write the figures as PNG too; needs preftune[png].")
+        bool, typer.Option("--png", help="Also write PNG figures. Install preftune[png] first.")
     ] = False,
 ) -> None:
-    """Write the run's report: one HTML page that needs no network."""
+    """Write the report of a run: one HTML page.
+
+    The page needs no network.
+    """
     from results.report.page import write_figures, write_report
     from results.run.listing import open_run
 
@@ -149,9 +168,12 @@ def report(
 def train(
     run: RunName = None,
     storage: Storage = "runs",
-    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
+    address: Address = None,
 ) -> None:
-    """Train the winning configuration on all of the training pairs; say if that is better."""
+    """Train the winner on all training pairs.
+
+    It ends with a comparison: is the new model better than the winner?
+    """
     from results.run.listing import open_run
     from tune.cluster.signals import resumable
     from tune.full_training import train_command, train_winner
@@ -163,29 +185,33 @@ def train(
 
 @app.command()
 def push(
-    run: Annotated[str, typer.Argument(metavar="RUN")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="name/repo, or a local folder.")],
-    trial: Annotated[int | None, typer.Option(help="Another trial than the winner.")] = None,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.")],
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="Repository owner/name, or a local folder.")
+    ],
+    trial: Annotated[int | None, typer.Option(help="Number of a trial to publish instead.")] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="The winner trained on all pairs by `preftune train`.")
+        bool, typer.Option("--full", help="Publish the model that `preftune train` made.")
     ] = False,
     adapter: Annotated[
-        bool, typer.Option("--adapter", help="The LoRA adapter alone, not merged into its base.")
+        bool, typer.Option("--adapter", help="Publish the LoRA adapter alone.")
     ] = False,
     revision: Annotated[
         str | None,
-        typer.Option(metavar="BRANCH", help="Of the repository; created if it is missing."),
+        typer.Option(metavar="BRANCH", help="Branch of the repository. Created if missing."),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="Keep the repository private.")
+        bool, typer.Option("--private", help="Make the repository private.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, send none.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files. Send nothing.")
+    ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Publish without a passing verdict; the card says so.")
+        bool, typer.Option("--force", help="Publish without a passing verdict. The card says so.")
     ] = False,
     storage: Storage = "runs",
 ) -> None:
-    """Publish the winner on the Hub, or to a local folder."""
+    """Publish the winner on the Hub, or in a local folder."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from results.publish.push import push as publish
     from results.publish.push import selected
@@ -205,15 +231,20 @@ def push(
 
 @app.command()
 def push_data(
-    run: Annotated[str, typer.Argument(metavar="RUN")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="name/repo of a data set.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Data set repository owner/name.")],
     private: Annotated[
-        bool, typer.Option("--private", help="Keep the repository private.")
+        bool, typer.Option("--private", help="Make the repository private.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, send none.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files. Send nothing.")
+    ] = False,
     storage: Storage = "runs",
 ) -> None:
-    """Publish the trials, and the votes cast in the chat, as a data set on the Hub."""
+    """Publish the trials as a data set on the Hub.
+
+    The votes from the chat are published with them.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from results.publish.push_data import push_data as publish
     from results.run.listing import open_run
@@ -245,26 +276,29 @@ def _tell(result: "PushResult") -> None:
 @app.command()
 def chat(
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN or MODEL]", help="The newest run by default.")
+        str | None,
+        typer.Argument(metavar="RUN_OR_MODEL", help="A run or a model; by default the newest run."),
     ] = None,
     storage: Storage = "runs",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8501,
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at. 0 takes a free one.")] = 8501,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at. There is no password.")
+    ] = "127.0.0.1",
 ) -> None:
-    """Open the board and the chat in the browser."""
+    """Serve the board and the chat, to open in a browser."""
     from tune.chat_command import open_page
 
     open_page(run, storage, port, host, console)
 
 
 def main() -> None:
-    """Run the command; turn what a user can cause into one sentence and an exit code."""
+    """Run the command. What a user can cause is one sentence and an exit code."""
     from results.publish.hub_names import check_endpoint
     from search_spaces.errors import SpecError, UserError
 
     try:
         if address := os.environ.get("HF_ENDPOINT"):
-            check_endpoint(address)  # with one that cannot be read, the Hub client does not load
+            check_endpoint(address)  # the Hub client does not load with one that it cannot read
         app()
     except SpecError as error:
         _fail(str(error), 2)

@@ -1,6 +1,7 @@
 """`preftune train` trains the winning configuration on all of the training pairs."""
 
 import os
+import shlex
 import shutil
 import socket
 import time
@@ -21,6 +22,7 @@ from results.formatting import columns, measure
 from results.publish.card import published_texts
 from results.publish.public_view import candidate
 from results.run import layout
+from results.run.commands import command_line, shown
 from results.run.run import Run
 from results.views import full_sentence, verdict_sentence
 from search_spaces.errors import UserError
@@ -33,13 +35,13 @@ from tune.cluster.connection import Cluster, connected
 from tune.cluster.latest_checkpoint import checkpoints, newest, seen
 from tune.cluster.liveness import Watch
 from tune.cluster.preemption import notice
-from tune.cluster.resources import share
+from tune.cluster.resources import plan_share
 from tune.cluster.share import Share
 from tune.cluster.shipping import Shipment, shipping
 from tune.export import model_folder
 from tune.inputs import judge_files
 from tune.prepare import Preparation, recorded
-from tune.record import Record, claim, now, resume_command, storage_option
+from tune.record import Record, claim, now, resume_command
 from tune.reference_logps import Stage, score_all
 from tune.verdict import Measured, compare
 from tune.verify import verification_spec
@@ -73,13 +75,7 @@ class Job:
 
 def train_command(folder: Path) -> str:
     """Return the command that trains the winner of a run, or resumes its training."""
-    return f"preftune train {folder.name}{storage_option(_shown(folder))}"
-
-
-def _shown(folder: Path) -> Path:
-    """Return a folder as the user would write it: relative to the working folder if it is in it."""
-    here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+    return command_line("train", folder)
 
 
 def train_winner(run: Run, address: str | None, console: Console) -> None:
@@ -101,6 +97,7 @@ def train_winner(run: Run, address: str | None, console: Console) -> None:
     try:
         record = _claimed(run)
         job, prepared = _job(run, record)
+        say(f"resume     {train_command(run.folder)}")
         record.update(pid=os.getpid(), host=socket.gethostname())
         with connected(address) as cluster, shipping(cluster, record) as sent:
             full = _train(job, prepared, run, record, cluster, sent, say)
@@ -119,11 +116,12 @@ def _claimed(run: Run) -> Record:
     Raises:
         UserError: a process drives it, it has not ended, or it has no passing verdict.
     """
+    state = run.state  # before the lock, which would make a crashed run look alive
     lock = claim(run.folder)
-    if run.state not in layout.ENDED:
+    if state not in layout.ENDED:
         raise UserError(
-            f"run {run.name} has not ended (its state is {run.state!r}): finish it with "
-            f"`{resume_command(_shown(run.folder))}` first"
+            f"run {run.name} has not ended (its state is {state!r}): finish it with "
+            f"`{resume_command(run.folder)}` first"
         )
     if not (run.verdict() or {}).get("passing"):
         raise UserError(
@@ -186,7 +184,7 @@ def _train(
     stage = Stage(job.spec, run.storage / layout.PREPARED, cluster, sent, say)
     prepared = replace(prepared, search=score_all(stage, prepared.search))
     sent.add([*prepared.files(), *judge_files(job.spec)])
-    each = share(job.spec, cluster, prepared.search, sent)
+    each = plan_share(job.spec, cluster, prepared.search, sent)
     _drop_damaged(job.home, say)
     if not seen(job.home):  # the seconds are those of another winner's training
         seconds = {k: v for k, v in record.seconds.items() if k != "train"}
@@ -312,5 +310,5 @@ def _show(run: Run, full: dict[str, Any], console: Console) -> None:
         table.add_row(label, *(measure(measures, name) for name in names))
     console.print(table)
     console.print(full_sentence(full), highlight=False, markup=False, soft_wrap=True)
-    line = f"chat       preftune chat {_shown(run.folder / MODEL)}"
+    line = "chat       " + shlex.join(["preftune", "chat", str(shown(run.folder / MODEL))])
     console.print(line, highlight=False, markup=False, soft_wrap=True)

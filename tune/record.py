@@ -20,6 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from results.run import layout
+from results.run.commands import command_line
 from search_spaces.errors import UserError
 from search_spaces.spec import Spec
 from trainables.artifacts import json_text, write_bytes, write_json, write_text
@@ -171,14 +172,9 @@ def place_of(folder: Path, name: str) -> str:
     return name if "://" in name else str(folder.absolute() / name)
 
 
-def storage_option(folder: Path) -> str:
-    """Return what a command about a run needs besides its name."""
-    return "" if folder.parent == Path("runs") else f" --storage {folder.parent}"
-
-
 def resume_command(folder: Path) -> str:
     """Return the command that resumes a run."""
-    return f"preftune resume {folder.name}{storage_option(folder)}"
+    return command_line("resume", folder)
 
 
 def claim(folder: Path) -> FileLock:
@@ -190,7 +186,8 @@ def claim(folder: Path) -> FileLock:
     """
     lock = FileLock(folder / layout.LOCK)
     try:
-        lock.acquire(timeout=0)
+        # A reader that asks who drives the run holds the lock for microseconds.
+        lock.acquire(timeout=1, poll_interval=0.02)
     except Timeout:
         info = _info(folder)
         process = f"process {info.get('pid')} on {info.get('host')}"
@@ -198,8 +195,7 @@ def claim(folder: Path) -> FileLock:
         way = (
             f"being trained by {process}: let it end first"
             if info.get("state") in layout.ENDED
-            else f"going on ({process}): end it with "
-            f"`preftune stop {folder.name}{storage_option(folder)}` first"
+            else f"going on ({process}): end it with `{command_line('stop', folder)}` first"
         )
         raise UserError(f"run {folder.name} is {way}") from None
     return lock

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from results.run import layout
+from results.run.commands import command_line
 from results.run.listing import open_run
 from results.run.run import Run
 from results.tables import leaderboard_table, verdict_panel
@@ -18,12 +19,12 @@ from trainables.artifacts import storage_fault
 from tune.cluster.checkpoint_storage import NotReached, settle
 from tune.cluster.connection import Cluster, connected
 from tune.cluster.preemption import notice
-from tune.cluster.resources import share
+from tune.cluster.resources import plan_share
 from tune.cluster.shipping import Shipment, shipping
 from tune.inputs import Inputs, judge_files, look_up
 from tune.prepare import Preparation, prepare, recorded
 from tune.progress import Progress
-from tune.record import Record, now, resume_command, storage_option
+from tune.record import Record, now, resume_command
 from tune.search import search
 from tune.study import Study
 from tune.verify import Context, verify
@@ -37,6 +38,9 @@ def run_search(spec: Spec, record: Record, address: str | None, console: Console
         UserError: something that the user can fix; the run folder says it too.
         KeyboardInterrupt: Ctrl-C, or a signal that is taken for it; the run can be resumed.
     """
+    _print_line(console, "run", str(record.folder))
+    # At the start: who is killed, or dies with Ray's own processes, prints nothing at the end.
+    _print_line(console, "resume", resume_command(record.folder))
     try:
         settle(spec, record)
         earlier = earlier_run(spec, record)
@@ -91,9 +95,14 @@ def _stages(
     def say(text: str) -> None:
         console.print(f"[dim]{escape(text)}[/dim]", highlight=False, soft_wrap=True)
 
-    _greet(record, cluster, console)
+    if cluster.dashboard:
+        # Ray asks for its token: an address alone would lead to a page that says 401.
+        token = "(its token: `ray get-auth-token`)"
+        _print_line(console, "dashboard", f"{cluster.dashboard} {token}")
     record.update(state="preparing", error=None, ended=None, dashboard=cluster.dashboard)
-    record.update(hardware={"nodes": cluster.nodes, "cpus": cluster.cpus, "gpus": cluster.gpus})
+    record.update(
+        hardware={"nodes": len(cluster.nodes), "cpus": cluster.cpus, "gpus": cluster.gpus}
+    )
     with record.timed("prepare"):
         prepared = (
             prepare(spec, known, record, cluster, sent, say) if isinstance(known, Inputs) else known
@@ -110,7 +119,7 @@ def _stages(
             f"search.minutes ({minutes:g}) are used up: no more trials, only verification. To add "
             f"some: `{resume_command(record.folder)} --minutes +60`"
         )
-    each = share(spec, cluster, prepared.search, sent)
+    each = plan_share(spec, cluster, prepared.search, sent)
     say(f"searching: {spec.trials} trials, {each.concurrent} at once, {each.words()}")
     progress = Progress(console, spec, record, study)
     with record.timed("search"), progress, notice(say) as given:
@@ -130,21 +139,13 @@ def show_outcome(folder: Path, console: Console) -> None:
     run = open_run(folder)
     console.print(leaderboard_table(run))
     console.print(verdict_panel(run))
-    storage = storage_option(folder)
-    console.print(f"details    preftune show {folder.name}{storage}", highlight=False, markup=False)
-    console.print(
-        f"report     preftune report {folder.name}{storage}", highlight=False, markup=False
-    )
-    console.print(f"chat       preftune chat {folder.name}{storage}", highlight=False, markup=False)
-    verdict = run.verdict() or {}
-    if verdict.get("passing"):
-        line = f"publish    preftune push {folder.name} YOUR_NAME/MODEL{storage}"
-        console.print(line, highlight=False, markup=False)
+    lines = {"details": ["show"], "report": ["report"], "chat": ["chat"]}
+    if (run.verdict() or {}).get("passing"):
+        lines["publish"] = ["push", "YOUR_NAME/MODEL"]
+    for label, (verb, *arguments) in lines.items():
+        _print_line(console, label, command_line(verb, folder, *arguments))
 
 
-def _greet(record: Record, cluster: Cluster, console: Console) -> None:
-    console.print(f"run        {record.folder}", highlight=False, markup=False, soft_wrap=True)
-    if cluster.dashboard:
-        # Ray asks for its token: an address alone would lead to a page that says 401.
-        line = f"dashboard  {cluster.dashboard} (its token: `ray get-auth-token`)"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+def _print_line(console: Console, label: str, text: str) -> None:
+    """Print a labelled line that the user can copy: no line break of ours is in it."""
+    console.print(f"{label:<11}{text}", highlight=False, markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from results.run import layout
+from results.run.commands import command_line
 from results.run.journal import open_study
 from results.run.listing import open_run
 from results.run.run import Run
@@ -66,7 +67,7 @@ def _usable(spec: Spec, name: str) -> Run:
     if run.active:
         raise UserError(
             f"search.warm_start: run {run.name} is going on; wait for its end, or end it with "
-            f"`preftune stop {run.name}`"
+            f"`{command_line('stop', run.folder)}`"
         )
     _refuse(run, _other_spec(spec, load(str(run.folder / layout.SPEC))))
     return run

@@ -1,4 +1,7 @@
-"""Every function that runs on a Ray worker; all take plain arguments."""
+"""Every function that runs on a Ray worker; all take plain arguments.
+
+One file, longer than others: whoever wants to know what leaves the driver reads it here alone.
+"""
 
 import gc
 from collections.abc import Mapping
@@ -228,6 +231,33 @@ def ready(
     if spec.judge is None:
         return None, name
     return load_judge(sent.named(spec.judge), device, judge_revision), name
+
+
+def memory_of_a_trial(
+    spec: Spec, prepared: Prepared, sent: Shipment
+) -> tuple[int, int] | UserError:
+    """Return the bytes that the widest configuration needs on an idle GPU, and those it has.
+
+    An error is returned: Ray would wrap what is raised.
+    """
+    import torch
+
+    from trainables.memory_probe import peak_of_a_step, widest
+
+    try:
+        judge, _ = ready(spec, Share(cpu=1, gpu=1, concurrent=1), sent, prepared.judge_revision)
+        here = prepared.at(sent.here)
+        peak = peak_of_a_step(spec, widest(spec, here.model), here, judge)
+    except torch.OutOfMemoryError:
+        return UserError(
+            "one pair of the longest does not fit on the GPU: lower max_length, turn "
+            "gradient_checkpointing on, or use LoRA"
+        )
+    except UserError as error:
+        return error
+    free, total = torch.cuda.mem_get_info()
+    # Nothing else runs there now: what is taken and not by the allocator is the context.
+    return peak + total - free - torch.cuda.memory_reserved(), total
 
 
 @cache  # later calls would also freeze what an earlier trial has left, for good

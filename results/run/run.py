@@ -1,7 +1,5 @@
 """Open a run folder: its trials, measures, decisions and verdict, as far as they are there."""
 
-import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from results.run import layout, schema_checks
+from results.run.commands import command_line
 from results.run.files import read_json, read_lines, read_records, read_yaml
+from results.run.lock import driven
 from results.run.trial import Trial, read_trial
 from search_spaces.errors import UserError
 
@@ -40,8 +40,9 @@ class Run:
 
     @property
     def state(self) -> str:
-        """The state in `run.json`, or `crashed` where it says active and the process is gone."""
-        return state_of(self.info)
+        """The state in `run.json`, or `crashed` where it says active and no process drives it."""
+        state = str(self.info.get("state") or "crashed")
+        return "crashed" if state in layout.ACTIVE and not driven(self.folder) else state
 
     @property
     def active(self) -> bool:
@@ -209,18 +210,6 @@ def check_info(folder: Path, info: Mapping[str, Any]) -> None:
     schema_checks.check(folder / layout.INFO, info, schema_checks.RUN)
 
 
-def state_of(info: Mapping[str, Any]) -> str:
-    state = str(info.get("state") or "crashed")
-    if state in layout.ACTIVE and info.get("host") == socket.gethostname():
-        try:
-            os.kill(int(info["pid"]), 0)  # signal 0 only asks whether the process exists
-        except (ProcessLookupError, KeyError, TypeError, ValueError):
-            return "crashed"
-        except PermissionError:
-            pass
-    return state
-
-
 def _missing(run: Run) -> list[str]:
     missing: list[str] = []
     if not run.info:
@@ -228,7 +217,7 @@ def _missing(run: Run) -> list[str]:
     if run.state == "crashed":
         missing.append(
             f"the process ended while {run.info.get('state') or 'in an unknown state'}; "
-            f"`preftune resume {run.name}` continues from there"
+            f"`{command_line('resume', run.folder)}` continues from there"
         )
     for name, what in (
         (layout.SPEC, "the search itself is unknown"),

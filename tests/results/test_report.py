@@ -16,7 +16,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import create_trial
-from run_folder import write_lines, write_run
+from run_folder import crash, write_lines, write_run
 from searching import HANG
 
 from results.report.page import page, write_figures, write_report
@@ -105,9 +105,7 @@ def test_a_run_in_any_state_has_a_whole_page(tmp_path: Path, state: str) -> None
     if active:
         sentence, drawn = "The search is running; there is no verdict yet.", set()
     if state == "crashed":
-        with subprocess.Popen([sys.executable, "-c", ""]) as gone:
-            gone.wait()
-        edit(folder / "run.json", pid=gone.pid)
+        crash(folder)
         sentence = "The run crashed before its verdict."
     if state == "no_judge":
         spec = (folder / "spec.yaml").read_text().replace("judge: quickstart", "judge: null")

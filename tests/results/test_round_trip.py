@@ -119,7 +119,7 @@ def test_a_name_without_an_owner_is_asked_for_on_the_hub(me: Hub, tmp_path: Path
     _, said = unknown.communicate(timeout=HANG)
     assert unknown.returncode == 1 and "Traceback" not in said
     assert "'gpt22' is neither a run nor a model" in said
-    assert "the Hub knows no 'gpt22'" in said
+    assert "the Hub has no model 'gpt22'" in said
     me.fail("GET", "/api/models/gpt22")
     unreached = chat(me, tmp_path, "gpt22")
     _, said = unreached.communicate(timeout=HANG)

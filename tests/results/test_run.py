@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console, RenderableType
-from run_folder import write_run
+from run_folder import crash, write_run
 from searching import HANG
 
 from results.formatting import compact
@@ -19,6 +19,7 @@ from results.publish.card import model_card
 from results.publish.dpo_yaml import BATCH_DEFAULTS, LORA, dpo_yaml
 from results.publish.public_view import candidate
 from results.publish.target import Target
+from results.run.commands import command_line
 from results.run.listing import list_runs, open_run
 from results.run.run import Run
 from results.tables import (
@@ -123,10 +124,8 @@ def test_listing_imports_neither_optuna_nor_torch(storage: Path) -> None:
 
 def test_a_crashed_run_opens_and_says_what_is_missing(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "crashed", state="searching")
-    assert open_run(folder).state == "searching"  # this process is its process, and is alive
-    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
-        gone.wait()
-    edit(folder / "run.json", pid=gone.pid)
+    assert open_run(folder).state == "searching"  # this process holds its lock
+    crash(folder)
     with (folder / "study.journal").open("a") as journal:
         journal.write('{"op_code": 6, "trial_')  # killed in the middle of a write
     with (folder / "decisions.jsonl").open("a") as decisions:
@@ -134,8 +133,9 @@ def test_a_crashed_run_opens_and_says_what_is_missing(tmp_path: Path) -> None:
     run = open_run(folder)
     assert run.state == "crashed" and list_runs(tmp_path)[0].state == "crashed"
     assert [trial.state for trial in run.trials()].count("running") == 1
+    resume = command_line("resume", folder)
     assert run.missing() == [
-        "the process ended while searching; `preftune resume crashed` continues from there",
+        f"the process ended while searching; `{resume}` continues from there",
         "trials without an end: 4",
         "verdict.json is missing: nothing was verified on the test split",
     ]

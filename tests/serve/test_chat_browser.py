@@ -47,7 +47,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # Started from an unrelated folder: the page finds its packages and its theme by itself.
-    words = command(str(folder), None, str(storage), port)
+    words = command("127.0.0.1", port, ["--storage", str(storage), "--run", str(folder)])
     log = (storage / "page.log").open("wb")
     page = subprocess.Popen(
         words, cwd=storage, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"}

@@ -224,7 +224,7 @@ def refusal(tmp_path: Path, checkpoints: str) -> str:
     assert time.monotonic() - began < 15
     told = str(caught.value)
     assert "\n" not in told and told.endswith(
-        f"then continue with `preftune resume refused --storage {tmp_path / 'runs'}`"
+        f"then resume with `preftune resume refused --storage {tmp_path / 'runs'}`"
     )
     assert SECRET not in told
     return told
@@ -240,7 +240,7 @@ def test_place_that_cannot_be_used_is_told_at_once(
     assert "Unexpected query parameter in S3 URI: 'regoin'" in unknown
     (tmp_path / "file").write_text("")
     blocked = refusal(tmp_path / "c", str(tmp_path / "file"))
-    assert "see that it is a folder in which you may write" in blocked
+    assert "check that it is a folder in which you may write" in blocked
     server.process.send_signal(signal.SIGSTOP)  # it takes connections and never answers
     hanging = refusal(tmp_path / "d", "s3://bucket/x")
     server.process.send_signal(signal.SIGCONT)

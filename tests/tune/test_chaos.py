@@ -50,10 +50,10 @@ def interrupted_at_random(
             return
         if number % 2:
             end_with_family(process)
-        else:  # the driver alone: Ray's daemons notice by themselves, and so does the user
+        else:  # the driver alone: Ray's daemons notice by themselves
             process.kill()
             printed = process.communicate()[0]
-            assert f"Go on with: preftune resume {name}" in printed, printed
+            assert f"resume     preftune resume {name}" in printed, printed  # from the start
         run = open_run(name, storage)
         assert run.state == "crashed"
         yield run

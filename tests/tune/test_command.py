@@ -12,6 +12,7 @@ from searching import HANG, environment
 
 from search_spaces.errors import UserError
 from search_spaces.spec import validate
+from tune import cli
 from tune.inputs import look_up
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,30 @@ def test_help_and_list_answer_within_a_second(tmp_path: Path, arguments: list[st
     assert done.returncode == 0, done.stderr
     used = after.children_user + after.children_system
     assert used - before.children_user - before.children_system < 1.0
+
+
+def test_help_fits_a_terminal_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first line of each command is a whole sentence, in its own help and in the list."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def page(*arguments: str) -> list[str]:
+        monkeypatch.setattr("sys.argv", ["preftune", *arguments, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            cli.app()
+        assert not ended.value.code
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+        return lines
+
+    overview = page()
+    commands = [line.split() for line in overview[overview.index("Commands:") + 1 :] if line]
+    assert len(commands) >= 10
+    for name, *sentence in commands:
+        first = page(name)[2].strip()
+        assert first == " ".join(sentence) and first[0].isupper() and first.endswith(".")
+        assert not first.endswith("..")
 
 
 def test_list_without_runs_says_how_to_start_one(tmp_path: Path) -> None:

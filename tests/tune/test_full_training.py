@@ -207,7 +207,7 @@ def test_training_survives_dead_processes_a_notice_a_ctrl_c_and_a_broken_judge(
     assert process.returncode == 130 and "Traceback" not in printed, printed
     assert f"continuing from {known} of" in printed
     assert "running trials (1) save a checkpoint first" in printed
-    assert "Go on with: preftune train torn\n" in printed
+    assert "Interrupted. Resume with: preftune train torn\n" in printed
     full = whole[0].full()
     assert full is not None and regular < seen() < regular + full["pairs"] / 10
 
@@ -218,7 +218,7 @@ def test_training_survives_dead_processes_a_notice_a_ctrl_c_and_a_broken_judge(
     printed = process.communicate(timeout=HANG)[0]
     assert process.returncode == 130 and "Traceback" not in printed, printed
     assert f"continuing from {known} of" in printed
-    assert "Go on with: preftune train torn\n" in printed
+    assert "Interrupted. Resume with: preftune train torn\n" in printed
 
     (place / "broken").touch()
     printed = preftune(place, "train", "torn", code=1)
@@ -278,7 +278,7 @@ def ended(tmp_path: Path) -> Path:
 def state(name: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         info = json.loads((folder / "run.json").read_text())
-        write_json(folder / "run.json", {**info, "state": name, "pid": 2**22 + 1})
+        write_json(folder / "run.json", {**info, "state": name, "pid": os.getpid()})
 
     return change
 
@@ -332,8 +332,6 @@ def test_refused_while_another_process_has_the_run(ended: Path) -> None:
     with pytest.raises(UserError, match=rf"being trained by process {os.getpid()} on"):
         train_winner(open_run(ended), None, quiet())
     state("searching")(ended)
-    info = json.loads((ended / "run.json").read_text())
-    write_json(ended / "run.json", {**info, "pid": os.getpid()})
     with pytest.raises(UserError, match="is going on .*preftune stop"):
         train_winner(open_run(ended), None, quiet())
     lock.release()

@@ -10,8 +10,8 @@ from search_spaces.spec import Spec
 from trainables.prepared import Prepared, Split
 from tune.cluster import resources
 from tune.cluster.connection import Cluster
-from tune.cluster.resources import share, widest
-from tune.cluster.share import Share, allocatable, fraction
+from tune.cluster.resources import plan_share
+from tune.cluster.share import Node, Share, allocatable, capacity, fraction
 from tune.cluster.shipping import Shipment
 
 GIB = 2**30
@@ -38,16 +38,15 @@ def test_trials_on_one_device_leave_room_for_their_contexts() -> None:
     assert allocatable(1.0) == 1.0
 
 
-def cluster(cpus: float, gpus: float) -> Cluster:
-    return Cluster(
-        dashboard=None, node="n", single=True, nodes=1, cpus=cpus, gpus=gpus, most_cpus=cpus
-    )
+def cluster(*nodes: tuple[float, float]) -> Cluster:
+    """A cluster whose nodes have so many CPUs and GPUs."""
+    return Cluster(dashboard=None, node="n", single=True, nodes=tuple(Node(*n) for n in nodes))
 
 
 def of(spec: Spec, cpus: float, gpus: float, **asked: object) -> Share:
     wanted = spec.resources.model_copy(update=asked)
     wide = spec.model_copy(update={"resources": wanted})
-    return share(wide, cluster(cpus, gpus), PREPARED, Shipment("n"))
+    return plan_share(wide, cluster((cpus, gpus)), PREPARED, Shipment("n"))
 
 
 def test_as_many_trials_as_cpus_and_gpus_carry(small_spec: Spec) -> None:
@@ -63,6 +62,21 @@ def test_as_many_trials_as_cpus_and_gpus_carry(small_spec: Spec) -> None:
     assert of(few, 16, 2, gpu=1) == Share(1, 1.0, 2)
 
 
+def test_trial_runs_on_one_node(small_spec: Spec) -> None:
+    """CPUs of two nodes do not add up, nor those of one node and the GPU of another."""
+    assert capacity([Node(3, 0), Node(3, 0)], 2, 0) == 2
+    assert capacity([Node(1, 0)] * 7, 1.5, 0) == 0
+    assert capacity([Node(64, 0), Node(2, 4)], 1, 1) == 2
+    assert capacity([Node(0, 0), Node(8, 1), Node(1, 8)], 1, 0.25) == 4 + 1
+    assert capacity([Node(0.3, 0)], 0.1, 0) == 3
+    wanted = small_spec.resources.model_copy(update={"cpu": 4, "gpu": 0.5})
+    spec = small_spec.model_copy(update={"resources": wanted})
+    large = cluster((6, 1), (7, 1), (30, 0))
+    assert plan_share(spec, large, PREPARED, Shipment("n")) == Share(4, 0.5, 2)
+    with pytest.raises(UserError, match=r"4 is more than the 3 CPUs that a node with a GPU has"):
+        plan_share(spec, cluster((3, 8), (64, 0)), PREPARED, Shipment("n"))
+
+
 def test_auto_probes_only_where_there_is_a_gpu(small_spec: Spec, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "probe", lambda *args: 0.5)
     assert of(small_spec, 16, 0, gpu="auto") == Share(1, 0.0, 16)
@@ -74,7 +88,3 @@ def test_more_than_there_is_is_refused(small_spec: Spec) -> None:
         of(small_spec, 2, 0, gpu=0, cpu=4)
     with pytest.raises(UserError, match=r"resources.gpu: 0.5, and Ray sees no GPU"):
         of(small_spec, 2, 0, gpu=0.5)
-
-
-def test_widest_configuration_is_the_one_probed(small_spec: Spec) -> None:
-    assert widest(small_spec) == {"learning_rate": 1e-2, "per_device_train_batch_size": 8}

@@ -1,7 +1,7 @@
-"""Where the checkpoints of a run's trials are: in its folder, or where `checkpoints` says.
+"""The checkpoints of a run's trials are in its folder, or in the place that `checkpoints` names.
 
-A checkpoint is named by a path from the run folder on, an absolute path, or a URI. Ray Tune writes
-them; here they are found, fetched and removed. Both work on pyarrow's file systems.
+The name of a checkpoint is a path relative to the run folder, an absolute path, or a URI. Ray Tune
+writes checkpoints; this module lists, fetches and removes them. Both use pyarrow's file systems.
 """
 
 import os
@@ -25,8 +25,8 @@ from tune.record import Record, resume_command
 
 TRIAL = "trial_"  # Ray's name of a trial is this and its number
 OWN = layout.TUNE  # of the run folder, where `checkpoints` names no other place
-# A server that hangs is given up after so many seconds, so often; pyarrow's own defaults come to
-# a minute and a half for S3, and a quarter of an hour for Google's.
+# Seconds to wait for a server that hangs, and how often to try. With pyarrow's defaults that is a
+# minute and a half for S3, and a quarter of an hour for Google's storage.
 SILENCE, ATTEMPTS = 10, 3
 
 
@@ -35,10 +35,10 @@ class NotReached(UserError):
 
 
 class _S3(fs.S3FileSystem):
-    """Goes to Ray's workers, and into Ray's own files, as its URI.
+    """Pickles as its URI, for Ray's workers and Ray's own files.
 
-    So each process takes the credentials from its own environment, and the limit on retries, which
-    pyarrow's own way of pickling leaves out, goes along.
+    Each process then takes the credentials from its own environment. The limit on retries, which
+    pyarrow's own pickling leaves out, is set again.
     """
 
     uri: str
@@ -48,21 +48,21 @@ class _S3(fs.S3FileSystem):
 
 
 def _s3(uri: str, attempts: int = ATTEMPTS) -> _S3:
-    found, _ = fs.FileSystem.from_uri(uri)
-    options = found.__reduce__()[1][0]  # all that the URI and AWS_ENDPOINT_URL say
-    patience = fs.AwsStandardS3RetryStrategy(max_attempts=attempts)
-    ours = {"connect_timeout": 5, "request_timeout": SILENCE, "retry_strategy": patience}
-    made = _S3(**{**options, **ours})
-    made.uri = uri
-    return made
+    parsed, _ = fs.FileSystem.from_uri(uri)
+    options = parsed.__reduce__()[1][0]  # all that the URI and AWS_ENDPOINT_URL say
+    retries = fs.AwsStandardS3RetryStrategy(max_attempts=attempts)
+    limits = {"connect_timeout": 5, "request_timeout": SILENCE, "retry_strategy": retries}
+    file_system = _S3(**{**options, **limits})
+    file_system.uri = uri
+    return file_system
 
 
 def _file_system(place: str, attempts: int = ATTEMPTS) -> tuple[fs.FileSystem, str]:
     """Return pyarrow's file system for an absolute path or a URI, and the path on it."""
     if urlsplit(place).scheme in ("gs", "gcs") and "retry_limit_seconds" not in place:
         place += ("&" if "?" in place else "?") + f"retry_limit_seconds={attempts * SILENCE}"
-    found, path = fs.FileSystem.from_uri(place)
-    return (_s3(place, attempts) if isinstance(found, fs.S3FileSystem) else found), path
+    files, path = fs.FileSystem.from_uri(place)
+    return (_s3(place, attempts) if isinstance(files, fs.S3FileSystem) else files), path
 
 
 def below(place: str, path: str) -> str:
@@ -74,37 +74,37 @@ def below(place: str, path: str) -> str:
 
 
 def settle(spec: Spec, record: Record) -> None:
-    """Find out whether `checkpoints` can be used, before anything is computed; note the place.
+    """Check that `checkpoints` can be used, before anything is computed, and record the place.
 
-    By one small write, read and delete under the run's own prefix, which no other run may hold.
+    It writes, reads and deletes one small file under the run's prefix, which must be unused.
 
     Raises:
         UserError: it cannot be used.
     """
     if spec.checkpoints is None:
         return
-    go_on = f"go on with `{resume_command(record.folder)}`"
-    noted = record.info.get("checkpoints")
-    place = noted or below(spec.checkpoints, record.folder.name)
+    resume = f"resume with `{resume_command(record.folder)}`"
+    recorded = record.info.get("checkpoints")
+    place = recorded or below(spec.checkpoints, record.folder.name)
     try:
         with _reaching(place):
             files, root = _file_system(place, attempts=1)
             everything = fs.FileSelector(root, allow_not_found=True, recursive=True)
-            held = [] if noted else [i for i in files.get_file_info(everything) if i.is_file]
+            held = [] if recorded else [i for i in files.get_file_info(everything) if i.is_file]
             files.create_dir(root)
             _probe(files, f"{root}/.probe-{uuid4().hex}")
     except NotReached as error:
         way = (
-            "see that the bucket is there, that its endpoint is what AWS_ENDPOINT_URL or the URI "
-            "says, and that the credentials in the environment may list, read, write and delete"
+            "check that the bucket exists, that AWS_ENDPOINT_URL or the URI names its endpoint, "
+            "and that the credentials in the environment may list, read, write and delete"
             if "://" in place
-            else "see that it is a folder in which you may write"
+            else "check that it is a folder in which you may write"
         )
-        raise UserError(f"{error}: {way}, then {go_on}") from error
+        raise UserError(f"{error}: {way}, then {resume}") from error
     if held:
         raise UserError(
-            f"{place} holds {len(held)} files of another run called {record.folder.name!r}: choose "
-            "another --name, or remove them"
+            f"{place} holds {len(held)} files of another run called {record.folder.name!r}: set "
+            "another --name, or remove the files"
         )
     record.update(checkpoints=place)
 
@@ -114,10 +114,10 @@ def _probe(files: fs.FileSystem, path: str) -> None:
     with files.open_output_stream(path) as stream:
         stream.write(content)
     with files.open_input_stream(path) as stream:
-        found = stream.read()
+        stored = stream.read()
     files.delete_file(path)
-    if found != content:
-        raise OSError(f"{path} holds {len(found)} bytes after {len(content)} were written")
+    if stored != content:
+        raise OSError(f"{path} holds {len(stored)} bytes after {len(content)} were written")
 
 
 @contextmanager
@@ -129,24 +129,24 @@ def _reaching(place: str) -> Iterator[None]:
 
 
 def said(error: BaseException) -> str:
-    """Return what a file system said, without what it tells about its own calls."""
+    """Return the message of a file system's error, without the details of its own calls."""
     first = str(error).strip().partition("\n")[0]
-    name, _, told = first.rpartition("AWS Error ")[2].partition(" operation: ")
-    if not told:
+    name, _, message = first.rpartition("AWS Error ")[2].partition(" operation: ")
+    if not message:
         return storage_fault(error) or first.partition(" To create buckets")[0].rstrip(".")
     # `ACCESS_DENIED during PutObject operation: Access Denied. (Request ID: ...)`
-    told = told.rpartition("Details: ")[2].partition(" (Request ID")[0]
-    return f"{name.partition(' ')[0]}: {told.rstrip('.')}"
+    message = message.rpartition("Details: ")[2].partition(" (Request ID")[0]
+    return f"{name.partition(' ')[0]}: {message.rstrip('.')}"
 
 
 @contextmanager
 def opened(checkpoint: str | Checkpoint) -> Iterator[Path]:
-    """Give a checkpoint as a folder of this machine: itself, or a copy for as long as this lasts.
+    """Give a checkpoint as a folder of this machine: itself, or a copy within the block.
 
-    One that is gone is an empty folder, which `damage` has words for.
+    A checkpoint that is gone is an empty folder, which `damage` describes.
 
     Args:
-        checkpoint: an absolute path, a URI, or what Ray gives a trial to go on from.
+        checkpoint: an absolute path, a URI, or the checkpoint from which Ray resumes a trial.
 
     Raises:
         NotReached: it is elsewhere, and cannot be fetched.
@@ -163,7 +163,7 @@ def opened(checkpoint: str | Checkpoint) -> Iterator[Path]:
         return
     prefix = "preftune-checkpoint-"
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as scratch:
-        folder = Path(f"{scratch}/{path}")  # what is said of damage names the whole of it
+        folder = Path(f"{scratch}/{path}")  # messages about damage name the whole path
         folder.mkdir(parents=True)
         with _reaching(place), suppress(FileNotFoundError):
             fs.copy_files(path, str(folder), source_filesystem=files)
@@ -171,7 +171,7 @@ def opened(checkpoint: str | Checkpoint) -> Iterator[Path]:
 
 
 def trouble(place: str) -> str | None:
-    """Say what is wrong with a checkpoint, or return None when every file has its checksum.
+    """Return what is wrong with a checkpoint, or None when every file has its checksum.
 
     Raises:
         NotReached: it is elsewhere, and cannot be fetched.
@@ -189,12 +189,14 @@ class Checkpoints:
     """
 
     def __init__(self, record: Record) -> None:
-        """Raises:
-        NotReached: the run has them in a place that pyarrow cannot open.
+        """Open the place that the run records.
+
+        Raises:
+            NotReached: pyarrow cannot open it.
         """
-        kept = record.info.get("checkpoints")
-        self.place = kept or str((record.folder / OWN).absolute())
-        self.named = kept or OWN
+        recorded = record.info.get("checkpoints")
+        self.place = recorded or str((record.folder / OWN).absolute())
+        self.named = recorded or OWN
         with _reaching(self.place):
             self.file_system, self.root = _file_system(self.place)
 
@@ -203,7 +205,7 @@ class Checkpoints:
         return below(self.named, str(Path(path).relative_to(self.root)))
 
     def add(self, folder: Path, path: str) -> str:
-        """Put a checkpoint in at `path` below the others; return its name."""
+        """Add a checkpoint at `path`, relative to the root; return its name."""
         target = f"{self.root}/{path}"
         if isinstance(self.file_system, fs.LocalFileSystem):
             _link(folder, Path(target))
@@ -221,7 +223,7 @@ class Checkpoints:
         return self.name(target)
 
     def attempts(self) -> int:
-        """Return how many Tuners have written here."""
+        """Return how many experiments of Ray Tune are stored here."""
         with _reaching(self.place):
             here = fs.FileSelector(self.root, allow_not_found=True)
             return len(self.file_system.get_file_info(here))
@@ -230,19 +232,19 @@ class Checkpoints:
         """Remove the checkpoints that are unwanted, by their trial's number and their name."""
         with _reaching(self.place):
             everything = fs.FileSelector(self.root, allow_not_found=True, recursive=True)
-            found = [Path(info.path) for info in self.file_system.get_file_info(everything)]
-        for path in found:
+            paths = [Path(info.path) for info in self.file_system.get_file_info(everything)]
+        for path in paths:
             if path.match(f"{TRIAL}*/checkpoint_*"):
-                # Ray adds to the name where it has given a trial up and got it again.
+                # Ray extends the name of a trial that it abandoned and started again.
                 number = int(path.parent.name.removeprefix(TRIAL).partition("_")[0])
                 if unwanted(number, self.name(str(path))):
-                    with suppress(OSError):  # the next time, then
+                    with suppress(OSError):  # it is removed the next time
                         self.file_system.delete_dir(str(path))
 
 
 def _link(folder: Path, target: Path) -> None:
-    """Copy a folder; by hard links where there are any, so that nothing is held twice."""
-    shutil.rmtree(target, ignore_errors=True)  # half a copy, of a driver that was killed
+    """Copy a folder by hard links where the file system has them: nothing is stored twice."""
+    shutil.rmtree(target, ignore_errors=True)  # half a copy, from a driver that was killed
     try:
         shutil.copytree(folder, target, copy_function=os.link)
     except (OSError, shutil.Error):  # another file system

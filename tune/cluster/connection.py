@@ -1,10 +1,10 @@
-"""The Ray cluster of a search: connect to one or start one, and bring files to its nodes."""
+"""The Ray cluster of a search: connect to one, or start Ray on this machine."""
 
 import logging
 import os
 import signal
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,13 @@ import psutil
 import ray
 
 from search_spaces.errors import UserError
+from tune.cluster.share import Node
 from tune.cluster.signals import NOTICES, handled
 from tune.ray_internals import own_sigterm_handler, silence_dead_workers
 
 ROOT = Path(__file__).parent.parent.parent
-# What workers import: these folders alone travel to the nodes of a cluster, whatever else stands
-# beside them.
+# What workers import: only these folders travel to the nodes of a cluster, whatever else is beside
+# them.
 PACKAGES = ("search_spaces", "trainables", "tune", "results")
 
 # Read by the driver and, through it, by every worker it starts.
@@ -33,36 +34,47 @@ ENVIRONMENT = {
     "TRL_EXPERIMENTAL_SILENCE": "1",
     # `measures.jsonl` holds what CSV and JSON would repeat.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends with the resume line
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the resume command is printed then
     # A reused worker waits for the last trial's memory to be free.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a spec mean the driver's folder
     "RAY_AIR_NEW_OUTPUT": "0",
-    # What asks for no GPU sees none: `resources.gpu: 0` is the CPU, wherever it runs.
+    # A task without a GPU sees none: `resources.gpu: 0` means the CPU on every node.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to run on.
+    """The nodes that a search can use.
 
     Attributes:
         dashboard: address of Ray's dashboard, or None where it does not run.
         node: id of the driver's node.
         single: the cluster is this machine alone.
-        nodes, cpus, gpus: how much there is of each.
-        most_cpus: how many CPUs the largest node has.
+        nodes: what each node has.
     """
 
     dashboard: str | None
     node: str
     single: bool
-    nodes: int
-    cpus: float
-    gpus: float
-    most_cpus: float
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> float:
+        """The CPUs of all nodes together."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """The GPUs of all nodes together."""
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def most_cpus(self) -> float:
+        """The CPUs of the node that has the most."""
+        return max((node.cpus for node in self.nodes), default=0.0)
 
 
 @contextmanager
@@ -71,72 +83,121 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
 
     Args:
         address: of the cluster; None means the one in `RAY_ADDRESS`, or else this machine alone.
-        cpus: of this machine, to use no more than so many.
+        cpus: how many CPUs of this machine to use at most; None means all.
 
     Raises:
-        UserError: there is no cluster at the address, or it does not let us in.
+        UserError: Ray does not start, or no cluster lets this process in at the address.
     """
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     address = address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False}
+    # While it starts, Ray logs the traceback of what it then raises.
+    options["logging_level"] = logging.CRITICAL
     if address is None:
         # Without an address Ray would join any cluster that it finds on this machine.
         options |= {"address": "local", "num_cpus": cpus}
     else:
         modules = {"py_modules": [str(ROOT / name) for name in PACKAGES]}
         options |= {"address": address, "runtime_env": modules | {"env_vars": ENVIRONMENT}}
-    before = psutil.Process().children(recursive=True)
+    before = set(psutil.Process().children(recursive=True))
     try:
-        context = _init(address, options)
-        silence_dead_workers()
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        have = ray.cluster_resources()
-        url = context.dashboard_url
-        yield Cluster(
-            dashboard=f"http://{url}" if url else None,
-            node=ray.get_runtime_context().get_node_id(),
-            single=address is None,
-            nodes=len(alive),
-            cpus=have.get("CPU", 0.0),
-            gpus=have.get("GPU", 0.0),
-            most_cpus=max(node["Resources"].get("CPU", 0.0) for node in alive),
-        )
+        yield _start(address, options)
     finally:
         with _undisturbed():
-            started = set(psutil.Process().children(recursive=True)) - set(before)
+            started = _started(before)
             ray.shutdown()
-            _end(started)
+            psutil.wait_procs(started, timeout=1)
+            _end(started, before)
 
 
-def _init(address: str | None, options: dict[str, Any]) -> Any:
-    """Start Ray, or connect to it; return its context.
+def _start(address: str | None, options: dict[str, Any]) -> Cluster:
+    """Start Ray, or connect to it.
 
     Raises:
-        UserError: as `connected`.
+        UserError: as `connected`. Ray has no class for its errors here: a node that is late to
+            start is a bare `Exception`, a temporary folder that cannot be used an `OSError`.
     """
     try:
         if address is not None:
             _reach(address)
         with _undisturbed():
-            return ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if "InvalidAuthToken" in f"{error} {error.__cause__}":
-            # Ray sends its token to no address that was given by name, unless it is told to.
-            raise UserError(
-                f"the Ray cluster at {address!r} asks for its token: set RAY_AUTH_MODE=token, with "
-                "what `ray get-auth-token` prints there in ~/.ray/auth_token here"
-            ) from error
-        where = f"no Ray cluster answers at {address!r}" if address else "Ray does not start here"
-        way = "check --address" if address else "end other Ray processes with `ray stop`"
-        raise UserError(f"{where} ({str(error).partition(chr(10))[0]}): {way}") from error
+            context = ray.init(**options)
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        silence_dead_workers()
+        return Cluster(
+            dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
+            node=ray.get_runtime_context().get_node_id(),
+            single=address is None,
+            nodes=tuple(
+                Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+                for node in ray.nodes()
+                if node["Alive"]
+            ),
+        )
+    except Exception as error:
+        raise UserError(_reason(error, address)) from error
 
 
-def _end(started: Collection[psutil.Process]) -> None:
+def _reason(error: Exception, address: str | None) -> str:
+    """Return why Ray did not start, and the way out."""
+    message = " ".join(str(error).split())
+    if not message or isinstance(error, LookupError):  # a key alone says nothing
+        message = f"{type(error).__name__} {message}".strip()
+    cause = f"{message} {error.__cause__}"
+    if "InvalidAuthToken" in cause:
+        # Ray sends its token to no address that was given by name, unless it is told to.
+        return (
+            f"the Ray cluster at {address!r} asks for its token: set RAY_AUTH_MODE=token, with "
+            "what `ray get-auth-token` prints there in ~/.ray/auth_token here"
+        )
+    if "Version mismatch" in cause:
+        versions = cause[cause.index("Version mismatch") :].partition(": ")[2]
+        return (
+            f"the Ray cluster at {address!r} has other versions than this process ({versions}): "
+            "install the cluster's versions of Ray and Python here"
+        )
+    if address:
+        set_by = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") == address else "--address"
+        return f"no Ray cluster answers at {address!r} ({message}): check {set_by}"
+    place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if "/dev/shm" in message:
+        way = (
+            "make room in /dev/shm (in a container, start it with a larger --shm-size), or set "
+            "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE=1"
+        )
+    elif isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        way = (
+            f"make room in {place}, where Ray keeps its files, or set RAY_TMPDIR to a folder with "
+            "a short path in which you may write"
+        )
+    else:
+        way = (
+            f"see the logs in {place}/ray/session_latest/logs, end other Ray processes with `ray "
+            "stop`, or try again when the machine has less to do"
+        )
+    return f"Ray does not start here ({message}): {way}"
+
+
+def _started(before: set[psutil.Process]) -> set[psutil.Process]:
+    """Return this process's descendants but those from before."""
+    return set(psutil.Process().children(recursive=True)) - before
+
+
+def _end(started: set[psutil.Process], before: set[psutil.Process]) -> None:
     """End those of Ray's processes on this machine that its own shutdown has left.
 
-    An agent that has hardly started does not watch its raylet yet, and would outlive it.
+    An agent that has hardly started does not watch its raylet yet, and would outlive it. A start
+    that failed shuts nothing down, and its raylet may start an agent at any moment: each process is
+    stopped first, so that the family is complete before the first one is killed.
     """
-    for process in psutil.wait_procs(started, timeout=1)[1]:
+    stopped: set[psutil.Process] = set()
+    while new := (started | _started(before)) - stopped:
+        stopped |= new
+        for process in new:
+            with suppress(psutil.Error):
+                if "ray" in " ".join(process.cmdline()):
+                    process.suspend()
+    for process in stopped:
         with suppress(psutil.Error):
             if "ray" in " ".join(process.cmdline()):
                 process.kill()
@@ -146,9 +207,9 @@ def _end(started: Collection[psutil.Process]) -> None:
 def _undisturbed() -> Iterator[None]:
     """Hold signals back while Ray starts or ends; a second one is let through.
 
-    Interrupted there, Ray leaves processes behind or crashes. Its Python handlers of SIGTERM would
-    end the process without the resume line; its C++ core puts one over ours that aborts three
-    seconds after the signal, and takes ours away with its own.
+    Ray that is interrupted there leaves processes behind or crashes. Its Python handlers of SIGTERM
+    would end the process without the resume command. Its C++ core puts a handler over ours that
+    aborts three seconds after the signal, and removes ours together with its own.
 
     Raises:
         KeyboardInterrupt: a signal came meanwhile.
@@ -179,12 +240,18 @@ def _undisturbed() -> Iterator[None]:
 
 def _reach(address: str) -> None:
     """Raise ConnectionError if nothing listens at host:port; Ray itself tries for minutes."""
+    if address.startswith("ray://"):
+        raise ConnectionError(
+            "it is the address of a Ray client server, and a search needs the cluster's own, such "
+            "as 10.0.0.1:6379, or `auto` on a node of the cluster"
+        )
     host, _, port = address.rpartition(":")
     if host and port.isdigit():
         try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise ConnectionError(error.strerror or str(error)) from error
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise ConnectionError(reason or str(error)) from error
 
 
 def host() -> str:

@@ -1,7 +1,7 @@
-"""The newest checkpoint of a training that is no trial of Ray Tune's, in a folder of its own.
+"""The newest checkpoint of a training that is not a trial of Ray Tune, in a folder of its own.
 
-Verification trains finalists again, `preftune train` the winner on all pairs. The folder has to be
-on a path that the driver and the worker share.
+Verification trains finalists again; `preftune train` trains the winner on all pairs. The driver and
+the worker must share the path of the folder.
 """
 
 import shutil
@@ -15,29 +15,29 @@ from tune.cluster.preemption import asked
 
 
 def keep(checkpoint: Path, home: Path, pairs: int) -> None:
-    """Keep a checkpoint, named by the pairs seen, instead of the ones before it.
+    """Keep a checkpoint, named by the pairs seen, and remove the ones before it.
 
-    There is a complete one at every moment: it gets its name when all of it is there.
+    A complete one exists at every moment: the new one gets its name when all of it is written.
 
     Raises:
-        OSError: there is no room, or the folder is not to be reached.
+        OSError: there is no room, or the folder cannot be reached.
     """
     if checkpoint.parent == home:
         return
-    kept = home / str(pairs)
+    target = home / str(pairs)
     work = Path(tempfile.mkdtemp(dir=home, prefix=".new."))
     shutil.copytree(checkpoint, work, dirs_exist_ok=True)
-    shutil.rmtree(kept, ignore_errors=True)  # a damaged one, which training could not go on from
-    work.rename(kept)
+    shutil.rmtree(target, ignore_errors=True)  # a damaged one, from which training cannot resume
+    work.rename(target)
     for other in home.iterdir():
-        if other.is_dir() and other != kept:
+        if other.is_dir() and other != target:
             shutil.rmtree(other)
 
 
 def checkpoints(home: Path) -> list[Path]:
     """Return the checkpoints, newest first."""
-    found = [path for path in home.glob("*") if path.name.isdigit()]
-    return sorted(found, key=lambda path: -int(path.name))
+    paths = [path for path in home.glob("*") if path.name.isdigit()]
+    return sorted(paths, key=lambda path: -int(path.name))
 
 
 def newest(home: Path) -> Path | None:

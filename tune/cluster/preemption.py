@@ -1,8 +1,8 @@
-"""A cluster's notice that it takes the machine away: what runs keeps a checkpoint first.
+"""Trials save a checkpoint when the cluster announces that it takes the machine away.
 
-SIGTERM tells the driver alone. It asks the trials by an entry in the key-value store of Ray's GCS,
-which workers on all nodes reach whatever their storage is, and ends once each has reported what it
-saved.
+Only the driver gets SIGTERM. It asks the trials by an entry in the key-value store of Ray's GCS,
+which workers on all nodes reach, whatever their storage is. It ends once each trial has reported
+the checkpoint that it saved.
 """
 
 import signal
@@ -18,7 +18,7 @@ from tune.ray_internals import flag_is_raised, raise_flag
 
 ASKED = "preftune-save-now"  # and the id of the job: later drivers on the same cluster have others
 PATIENCE = 20  # seconds for all of them: Slurm and Kubernetes kill thirty after their notice
-EVERY = 1.0  # seconds between two looks of a trial
+EVERY = 1.0  # seconds between two times that a trial looks
 AGAIN = 1.0  # a terminal that closes sends SIGHUP twice: only what comes later is a second signal
 
 
@@ -36,21 +36,21 @@ class Notice:
         self.owing: set[str] | None = None  # trials that have not reported since
 
     def leave(self, running: Collection[str]) -> None:
-        """Ask for checkpoints, the first time; call it again until there is nobody to wait for.
+        """Ask for checkpoints the first time; later calls check which trials still owe one.
 
         Args:
             running: ids of the trials whose processes run now.
 
         Raises:
-            KeyboardInterrupt: every one has reported, or the time is up.
+            KeyboardInterrupt: every trial has reported, or the time is up.
         """
         if self.owing is None:
             self.owing = set(running)
             if running:
                 raise_flag(_key())
                 self.say(
-                    f"told to end: running trials ({len(running)}) save a checkpoint first, in "
-                    f"{PATIENCE} seconds at most; told again, it ends at once"
+                    f"asked to end: running trials ({len(running)}) save a checkpoint first, "
+                    f"within {PATIENCE} seconds; a second signal ends this at once"
                 )
         self.owing &= set(running)
         if self.late or not self.owing:
@@ -64,7 +64,7 @@ class Notice:
 
 @contextmanager
 def notice(say: Callable[[str], None]) -> Iterator[Notice]:
-    """Take SIGTERM and SIGHUP as a notice within the block; a second one interrupts.
+    """Treat SIGTERM and SIGHUP as a notice within the block; a second signal interrupts.
 
     Raises:
         KeyboardInterrupt: the notice was given and the block has ended; a second signal came; or
@@ -98,17 +98,17 @@ def notice(say: Callable[[str], None]) -> Iterator[Notice]:
 
 
 def asked() -> Callable[[], bool]:
-    """Return what tells a trial, on its worker, that it has been asked; once."""
+    """Return a function that is true once, on a trial's worker: when it is asked to save."""
     key = _key()
-    looked, told = time.monotonic(), False
+    last, answered = time.monotonic(), False
 
     def look() -> bool:
-        nonlocal looked, told
-        if told or time.monotonic() - looked < EVERY:
+        nonlocal last, answered
+        if answered or time.monotonic() - last < EVERY:
             return False
-        told = flag_is_raised(key)
-        looked = time.monotonic()
-        return told
+        answered = flag_is_raised(key)
+        last = time.monotonic()
+        return answered
 
     return look
 

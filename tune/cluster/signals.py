@@ -1,8 +1,7 @@
-"""What a command that can be gone on with says when it ends early, even where it cannot itself."""
+"""Signals that end a command which can be resumed, and what it prints then."""
 
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,31 +10,19 @@ from types import FrameType
 from rich.console import Console
 
 NOTICES = (signal.SIGTERM, signal.SIGHUP)  # from a cluster; from a terminal that goes away
-_TERMINALS = [number for number in (1, 2) if os.isatty(number)]  # once it is gone nobody can tell
-# A shell waits for a line that never comes if this process dies: from SIGKILL, a machine without
-# memory, or Ray's C++ core, which ends the process that it runs in when Ray's daemons are gone.
-_WATCH = 'read -r ended || printf "%s\\n" "$0" >&2'
+_TERMINALS = [number for number in (1, 2) if os.isatty(number)]  # asked now: later they may be gone
 
 
 @contextmanager
 def resumable(command: str, errors: Console) -> Iterator[None]:
-    """Print `command`, which goes on, if the block is interrupted or its process dies."""
-    sentence = (
-        "preftune was ended from outside: it was killed, memory ran out, or Ray's own processes "
-        f"died. Go on with: {command}"
-    )
-    watch = subprocess.Popen(
-        ["/bin/sh", "-c", _WATCH, sentence], stdin=subprocess.PIPE, start_new_session=True
-    )
+    """Print the command that resumes if the block is interrupted."""
     try:
         with terminable():
             yield
     except KeyboardInterrupt:
-        line = f"Interrupted. Go on with: {command}"
+        line = f"Interrupted. Resume with: {command}"
         errors.print(line, highlight=False, markup=False, soft_wrap=True)
         raise
-    finally:
-        watch.communicate(b"\n")
 
 
 @contextmanager
@@ -53,9 +40,9 @@ def terminable() -> Iterator[None]:
 def handled(
     handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals
 ) -> Iterator[None]:
-    """Handle signals in the block, in the main thread, unless they are ignored, as by nohup.
+    """Handle signals in the block, in the main thread, unless they are ignored, as under nohup.
 
-    After SIGHUP nothing is written to the terminal any more: it is gone, and each line would fail.
+    After SIGHUP nothing more is written to the terminal: it is gone, and each line would fail.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
