@@ -20,7 +20,7 @@ from bench.curves import CURVES, REPEATED, SEEDS, TRUTH_PROMPTS
 from bench.replay import Curves
 from results.formatting import compact
 from results.run.listing import open_run
-from results.views import verdict_sentence
+from results.verdict_view import verdict_sentence
 from search_spaces.objective import LIMITS
 from tune.record import read_lines
 

@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from results import views
+from results import verdict_view, views
 from results.doctor.data_warnings import data_warnings
 from results.doctor.finding import Finding
 from results.doctor.trial_warnings import trial_warnings
@@ -66,7 +66,7 @@ def leaderboard_table(run: Run, limit: int | None = None) -> RenderableType:
 
 def verdict_panel(run: Run) -> Panel:
     """The verdict's sentence, and the finalists on the test split with their intervals."""
-    verdict = views.verdict(run)
+    verdict = verdict_view.verdict(run)
     parts: list[RenderableType] = [Text(verdict.sentence, style="bold")]
     if verdict.tone == "open":
         return Panel(Group(*parts, *_list(run.missing())), title="Verdict", title_align="left")

@@ -20,8 +20,10 @@ def meaning_of(value: str) -> Meaning:
     """
     if value == QUICKSTART:
         return "quickstart"
+    if "\0" in value:  # which no path and no Hub id holds
+        return "missing"
     path = os.path.expanduser(value)
-    if "\0" not in path and os.path.exists(path):  # no path holds a NUL
+    if os.path.exists(path):
         return "folder" if os.path.isdir(path) else "file"
     return "missing" if is_local(value) or not _valid_repo_id(value) else "hub"
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from results import views
+from results import verdict_view, views
 from results.doctor.data_warnings import data_warnings
 from results.doctor.trial_warnings import trial_warnings
 from results.formatting import number
@@ -57,7 +57,7 @@ def _run(run: Run) -> None:
     ]
     for (label, value), column in zip(facts, st.columns(len(facts)), strict=True):
         column.metric(literal(label), value)
-    _verdict(views.verdict(run))
+    _verdict(verdict_view.verdict(run))
     for sentence in run.missing():
         st.warning(literal(sentence))
     st.subheader("Leaderboard")
@@ -93,7 +93,7 @@ def _run(run: Run) -> None:
     right.plotly_chart(_curves(run), key="curves", config={"displayModeBar": False})
 
 
-def _verdict(verdict: views.Verdict) -> None:
+def _verdict(verdict: verdict_view.Verdict) -> None:
     box = {"open": st.info, "won": st.success, "none": st.warning}[verdict.tone]
     box(" ".join(map(literal, [verdict.sentence, *verdict.details])))
 

@@ -9,7 +9,7 @@ import streamlit as st
 
 from results.run.files import Version, version
 from results.run.run import Run
-from results.views import verdict_sentence
+from results.verdict_view import verdict_sentence
 from search_spaces.errors import UserError
 from serve.choice import Choice, literal
 from serve.engine import Engine, Message, load

@@ -24,7 +24,7 @@ from results.publish.public_view import candidate
 from results.run import layout
 from results.run.commands import command_line, shown
 from results.run.run import Run
-from results.views import full_sentence, verdict_sentence
+from results.verdict_view import full_sentence, verdict_sentence
 from search_spaces.errors import UserError
 from search_spaces.schema import Budget
 from search_spaces.spec import Spec, load

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from results import views
+from results import verdict_view, views
 from results.doctor.data_warnings import data_warnings
 from results.doctor.finding import Finding
 from results.doctor.trial_warnings import trial_warnings
@@ -53,13 +53,13 @@ def model_card(
         card_data=_metadata(run, chosen, repo, licence).to_yaml(),
         title=repo or run.name,
         chosen=chosen,
-        sentence=views.full_sentence(chosen.full) if chosen.full else _sentence(run),
-        judged=None if chosen.full else views.judged(verdict, chosen.number),
+        sentence=verdict_view.full_sentence(chosen.full) if chosen.full else _sentence(run),
+        judged=None if chosen.full else verdict_view.judged(verdict, chosen.number),
         search=search_of(run),
         prompts=verdict.get("test_prompts", "?"),
         pairs=verdict.get("test_pairs", "?"),
         figures=_figures(verdict, chosen),
-        verdict=views.verdict(run),
+        verdict=verdict_view.verdict(run),
         confidence=f"{100 * float(verdict.get('confidence') or 0):g}",
         warnings=_warnings(run, chosen),
         home=home,
@@ -100,7 +100,7 @@ def _sentence(run: Run) -> str:
     """The verdict, without the error of a failed run: that may name paths and hosts."""
     if run.verdict() is None and run.state == "failed":
         return "The run failed before its verdict."
-    return views.verdict_sentence(run)
+    return verdict_view.verdict_sentence(run)
 
 
 def _metadata(run: Run, chosen: Candidate, repo: str | None, licence: Licence) -> Any:

@@ -16,7 +16,7 @@ from results.publish.upload import Upload, Uploaded, upload
 from results.report.page import front_png
 from results.run import layout
 from results.run.run import Run
-from results.views import full_sentence, verdict_sentence
+from results.verdict_view import full_sentence, verdict_sentence
 from search_spaces.errors import UserError
 
 

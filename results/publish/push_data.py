@@ -12,7 +12,7 @@ from results.publish.trial_data import curve_rows, parquet, trial_rows
 from results.publish.upload import Upload, upload
 from results.publish.votes import votes
 from results.run.run import Run
-from results.views import verdict_sentence
+from results.verdict_view import verdict_sentence
 from search_spaces.errors import UserError
 
 TRIALS, CURVES, PREFERENCES = "trials.parquet", "curves.parquet", "preferences.parquet"

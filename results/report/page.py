@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from results import views
+from results import verdict_view, views
 from results.doctor.data_warnings import data_warnings
 from results.doctor.trial_warnings import trial_warnings
 from results.formatting import compact, number, plain
@@ -137,7 +137,7 @@ def page(run: Run) -> str:
         curves=[name for name in drawn if name.startswith("curve_")],
         rung={"pairs": at, "trials": len(trials)},
         head=views.head(run),
-        verdict=views.verdict(run),
+        verdict=verdict_view.verdict(run),
         missing=run.missing(),
         budgets=views.other_budgets(run),
         board=views.leaderboard(run),

@@ -7,7 +7,7 @@ from pathlib import Path
 from results.run import layout
 from results.run.files import read_json
 from results.run.run import Run, check_info
-from results.views import verdict_sentence
+from results.verdict_view import verdict_sentence
 from search_spaces.errors import UserError
 
 

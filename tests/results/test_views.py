@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from run_folder import write_lines, write_run
 
-from results import views
+from results import verdict_view, views
 from results.run.listing import list_runs, open_run
 
 TEST = {"win_rate": 0.72, "pair_loss": 0.452, "kl": 2.5}
@@ -18,7 +18,7 @@ def decided(folder: Path, **fields: Any) -> str:
     verdict = {"outcome": "none", "passing": False, "winner": None, "finalists": []}
     verdict |= {"metric": "win_rate", "direction": "maximize"} | fields
     (folder / "verdict.json").write_text(json.dumps(verdict))
-    return views.verdict_sentence(open_run(folder))
+    return verdict_view.verdict_sentence(open_run(folder))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_limits_that_do_not_hold_are_named(folder: Path, broken: list[Any]) -> N
         "there: trial 3 (kl 30, ended not known over fresh seeds)."
     )
     run = open_run(folder)
-    beats = {row.name: row.cells[-1] for row in views.verdict(run).rows}
+    beats = {row.name: row.cells[-1] for row in verdict_view.verdict(run).rows}
     assert beats["trial 3"] == "no: kl 30, ended not known over fresh seeds"
     assert beats["trial 1"] == "no"
 
@@ -90,7 +90,7 @@ def test_unverified_names_the_best_trial_and_the_command(
         f"trial 4: win_rate 0.580 at 1,533 pairs on the validation split. {command}"
     )
     assert list_runs(folder.parent)[0].sentence == sentence
-    verdict = views.verdict(open_run(folder))
+    verdict = verdict_view.verdict(open_run(folder))
     assert (verdict.tone, verdict.rows, verdict.note) == ("none", [], "")
     sentence = decided(folder, outcome="unverified", best=None)
     assert "No trial has been measured yet." in sentence and sentence.endswith(command)
@@ -110,7 +110,7 @@ def test_full_training_is_compared_with_the_winner() -> None:
         "against_winner": {"difference": 0.05, "interval": [0.01, 0.08]},
         "broken": [],
     }
-    assert views.full_sentence(full) == (
+    assert verdict_view.full_sentence(full) == (
         "The model trained on all 48,733 pairs is better than the search's winner, trial 3 with "
         "4,000: win_rate 0.720 against 0.670 (+0.050 [+0.010, +0.080]) on the test split; it beats "
         "the reference (+0.220 [+0.190, +0.240])."
@@ -119,7 +119,7 @@ def test_full_training_is_compared_with_the_winner() -> None:
     full["against_winner"] = {"difference": 0.1, "interval": [-0.1, 0.2]}
     full["against_reference"] = {"difference": -0.1, "interval": [-0.2, 0.1]}
     full["broken"] = [{"name": "kl", "value": 31.27, "of": "own"}]
-    assert views.full_sentence(full) == (
+    assert verdict_view.full_sentence(full) == (
         "The model trained on all 48,733 pairs cannot be told from the search's winner, trial 3 "
         "with 4,000: pair_loss 0.452 against 0.552 (-0.100 [-0.200, +0.100]) on the test split; it "
         "does not beat the reference (+0.100 [-0.100, +0.200]). It is outside the search's limits "

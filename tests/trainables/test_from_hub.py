@@ -29,7 +29,7 @@ from transformers import (
 
 from results.run.listing import open_run
 from results.run.run import Run
-from results.views import verdict_sentence
+from results.verdict_view import verdict_sentence
 from trainables.quickstart.world import BASE, rows
 
 DATA = ROOT.parent / "shared" / "data"

@@ -23,7 +23,7 @@ from results.publish.card import published_texts
 from results.publish.public_view import candidate
 from results.run.listing import open_run
 from results.run.run import Run
-from results.views import full_sentence
+from results.verdict_view import full_sentence
 from search_spaces.errors import UserError
 from search_spaces.spec import load, validate
 from trainables.artifacts import checksum, seal

@@ -8,7 +8,8 @@ from searching import preftune
 
 from results.report.page import write_report
 from results.run.listing import list_runs, open_run
-from results.views import leaderboard, verdict_sentence
+from results.verdict_view import verdict_sentence
+from results.views import leaderboard
 from trainables.artifacts import checksum
 
 ARCHIVE = Path(__file__).parents[1] / "run_of_0_1.tar.gz"

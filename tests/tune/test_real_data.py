@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from results.run.listing import open_run
 from results.run.run import Run
-from results.views import verdict_sentence
+from results.verdict_view import verdict_sentence
 
 DATA = ROOT.parent / "shared" / "data"
 PAIRS = DATA / "ultrafeedback-argilla" / "train.parquet"
