@@ -27,7 +27,7 @@ from tune.inputs import (
 )
 from tune.record import Record, read_lines
 from tune.reference_logps import Reference, Stage, prepare_logps
-from tune.worker import build_answers, build_data, build_sft, max_length
+from tune.worker import ANSWERING, build_answers, build_data, build_sft, max_length
 
 # Each counts up when what its stage computes or keeps changes: a new run then makes its own folder.
 # A run that began with an older folder keeps it.
@@ -243,7 +243,10 @@ def prepare_answers(stage: Stage, inputs: Inputs, data: Path, reference: Referen
         held_out = [data / "validation.parquet", data / "test.parquet"]
         files = [*files_of(model), *files_of(data / "tokenizer"), *held_out, *judge_files(spec)]
         arguments = (spec, stage.sent.add(files), model, data, inputs.judge_commit)
-        build_on_worker(stage.cluster, build_answers, out, *arguments, gpus=stage.gpus)
+        watched = (ANSWERING, spec.search.stuck_minutes)  # a judge may hang
+        build_on_worker(
+            stage.cluster, build_answers, out, *arguments, gpus=stage.gpus, watched=watched
+        )
 
     return build_once(stage.root, "answers", key, build)
 

@@ -31,6 +31,7 @@ from tune.cluster.shipping import Shipment
 from tune.inputs import Inputs
 
 LEARN = "train"  # the name of the task that trains on all pairs
+ANSWERING = "reference answers"  # the name of the task that samples and judges them
 
 
 def run_trial(
@@ -368,12 +369,13 @@ def build_answers(
     judge = None
     if spec.judge is not None:
         judge = load_judge(sent.named(spec.judge), device, judge_revision)
-    reference_answers(
-        sent.here(model),
-        sent.here(data),
-        folder,
-        judge,
-        {"validation": spec.evaluation.prompts, "test": spec.verify.prompts},
-        Sampling(spec.evaluation.max_new_tokens, spec.search.seed, spec.precision),
-        trust_remote_code=spec.trust_remote_code,
-    )
+    with signs_of_work(ANSWERING) as sign:
+        reference_answers(
+            sent.here(model),
+            sent.here(data),
+            folder,
+            judge and with_signs(judge, sign),
+            {"validation": spec.evaluation.prompts, "test": spec.verify.prompts},
+            Sampling(spec.evaluation.max_new_tokens, spec.search.seed, spec.precision),
+            trust_remote_code=spec.trust_remote_code,
+        )

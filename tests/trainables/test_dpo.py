@@ -257,7 +257,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(
     monkeypatch.setattr(dpo.PreparedDPOTrainer, "training_step", small_device)
     found = reports_of(small_spec, prepared)
     assert found[-1].micro_batch == 2 and found[-1].halved and found[-1].pairs == 144
-    assert "going on with 2" in found[0].log
+    assert "continuing with 2" in found[0].log
     monkeypatch.undo()
     whole = reports_of(small_spec, prepared)
     assert not whole[-1].halved

@@ -73,7 +73,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(
     torch.cuda.set_per_process_memory_fraction(0.7 * peak / total)
     found = reports_of(spec, prepared, params)
     assert found[-1].micro_batch < 512 and found[-1].pairs == 2048
-    assert "out of device memory at micro-batch 512: going on with 256" in found[0].log
+    assert "out of device memory at micro-batch 512: continuing with 256" in found[0].log
     loss, expected = (r[-1].measures["pair_loss"] for r in (found, whole))
     assert loss == pytest.approx(expected, rel=1e-2)
 

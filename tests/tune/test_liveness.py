@@ -19,7 +19,7 @@ from tune.cluster.connection import Cluster, connected
 from tune.cluster.liveness import Watch, signs_of_work
 from tune.cluster.preemption import Notice
 from tune.cluster.share import Share
-from tune.cluster.shipping import Shipment
+from tune.cluster.shipping import Shipment, build_on_worker
 from tune.full_training import Job, _followed
 from tune.measurement import baseline
 from tune.prepare import Preparation
@@ -28,7 +28,7 @@ from tune.record import create
 from tune.study import Study
 from tune.verdict import Measured
 from tune.verify import Context, _measurements
-from tune.worker import Model
+from tune.worker import ANSWERING, Model, build_answers
 
 # The quickstart's judge, which hangs while there is a file of that name, and says in which process.
 JUDGE = """
@@ -172,3 +172,24 @@ def test_judge_that_hangs_in_a_training_on_all_pairs_is_ended(
     (place / "hang").unlink()
     patient = replace(job, spec=spec_of(small_spec, place, PATIENT))
     assert _followed(patient, *arguments).measures["win_rate"] is not None
+
+
+def test_judge_that_hangs_in_preparation_is_ended(
+    cluster: Cluster, place: Path, small_spec: Spec, prepared: Prepared
+) -> None:
+    (place / "hang").touch()
+    out, data = place / "answers", prepared.tokenizer.parent
+    out.mkdir()
+
+    def build(minutes: float) -> None:
+        arguments = (spec_of(small_spec, place, minutes), Shipment(cluster.node))
+        inputs = (prepared.model, data, None)
+        watched = (ANSWERING, minutes)
+        build_on_worker(cluster, build_answers, out, *arguments, *inputs, watched=watched)
+
+    with pytest.raises(UserError, match=r"reference answers failed: it did nothing for 0\.2 min"):
+        build(IMPATIENT)
+    assert is_gone(place)
+    (place / "hang").unlink()
+    build(PATIENT)
+    assert (out / "validation.jsonl").is_file() and (out / "test.jsonl").is_file()

@@ -1,5 +1,6 @@
 """Sample a policy's answers to prompts, from the distribution that its log-probs describe."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from trainables.evaluation.metrics import repetition
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 
 class DivergedError(ArithmeticError):
@@ -133,6 +136,7 @@ def sample_answers(
                 batch = sampling.batch.run(first)
                 answers |= batch
                 group = group[len(batch) :]
+                log.info("sampled %d of %d answers", len(answers), len(prompts))
     return [answers[prompt.row] for prompt in prompts]
 
 

@@ -47,12 +47,15 @@ def signs_of_work(name: str) -> Iterator[Callable[[], None]]:
             put_value(key, str(time.time_ns()).encode())
 
     handler, logger = _Heard(sign), logging.getLogger("trainables")
+    level = logger.level
+    logger.setLevel(logging.INFO)  # what is not worth a line anywhere else is a sign of work here
     logger.addHandler(handler)
     sign()
     try:
         yield sign
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def with_signs(judge: Judge, sign: Callable[[], None]) -> Judge:

@@ -17,6 +17,7 @@ from search_spaces.errors import UserError
 from trainables.artifacts import checksum
 from tune.cluster import received_files
 from tune.cluster.connection import Cluster
+from tune.cluster.liveness import Watch
 from tune.record import Record
 
 PATIENCE = 30  # seconds that the end of a run waits for nodes to remove its files
@@ -134,24 +135,41 @@ def build_on_worker(
     *arguments: Any,
     gpus: float = 0.0,
     cpus: float = 1.0,
+    watched: tuple[str, float] | None = None,
 ) -> None:
     """Fill the folder `out` by running `build(folder, *arguments)` as a Ray task.
 
     The task runs on the driver's node, which has the user's own files, if that node has what the
     task asks for at all; else wherever there is room.
 
+    Args:
+        watched: the name under which `build` shows `signs_of_work`, and the minutes without one
+            after which it is ended; None for one that may be silent.
+
     Raises:
-        UserError: as `build` raised it.
+        UserError: as `build` raised it, or it was ended.
     """
     near = NodeAffinitySchedulingStrategy(cluster.node, soft=True)
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 2, "scheduling_strategy": near}
     task = ray.remote(**options)(_fill)
-    built = ray.get(task.remote(cluster.node, build, out, arguments))
+    running = task.remote(cluster.node, build, out, arguments)
+    if watched is not None:
+        _wait_for(running, *watched)
+    built = ray.get(running)
     if isinstance(built, UserError):
         raise built
     for name, content in built.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         content.tofile(out / name)
+
+
+def _wait_for(task: ray.ObjectRef, name: str, minutes: float) -> None:
+    watch = Watch(minutes)
+    while not ray.wait([task], timeout=1)[0]:
+        if watch.end_hung({task: name}):
+            watch.forget(task, name)
+            raise UserError(f"preparing the {name} failed: {watch.cause}")
+    watch.forget(task, name)
 
 
 def _fill(
