@@ -10,10 +10,14 @@ MARKS = re.compile(r"[\\`*{}\[\]<>#|~$!&@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=\bwww)\.
 FIRST = re.compile(r"^([-+=]|\d{1,9}(?=[.)]))")  # would begin a list, or underline a heading
 
 
+def inline(text: object) -> str:
+    """One line of text inside a line: in the cell of a table no list and no heading begins."""
+    return MARKS.sub(lambda found: "\\" + found[0], " ".join(plain(text).split()))
+
+
 def literal(text: object) -> str:
     """One line of running text."""
-    line = " ".join(plain(text).split())
-    line = MARKS.sub(lambda found: "\\" + found[0], line)
+    line = inline(text)
     found = FIRST.match(line)
     if found is None:
         return line
@@ -43,6 +47,6 @@ def render(template: str, **values: object) -> str:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"literal": literal, "code": code, "cell": cell}
+    environment.filters |= {"literal": literal, "inline": inline, "code": code, "cell": cell}
     environment.filters |= {"compact": compact, "count": count}
     return environment.get_template(template).render(**values)

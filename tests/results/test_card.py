@@ -242,7 +242,7 @@ def test_the_card_says_how_to_repeat_and_what_was_searched(named: Run) -> None:
     assert "up to 1600 pairs, with rungs at 178, 533, 1600 pairs; sampler tpe" in card
     assert "within kl ≤ 20" in card and "![win_rate against kl of every trial](front.png)" in card
     assert (
-        "| trial 0 | 0.800 | \\+0.30 \\[+0.24, +0.37\\] |" in card
+        "| trial 0 | 0.800 | +0.30 \\[+0.24, +0.37\\] |" in card
         and "| `torch` | `2.13.0` |" in card
     )
     assert "preftune at commit `0123abc`" in card

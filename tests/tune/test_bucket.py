@@ -264,9 +264,12 @@ def test_command_ends_in_that_one_sentence(server: Server, tmp_path: Path) -> No
     (tmp_path / "tiny.yaml").write_text(TINY)
     at = ("--set", "checkpoints=s3://no-such-bucket/x")
     printed = preftune(tmp_path, "run", "tiny.yaml", "--name", "none", *at, code=1)
-    assert len(printed.strip().splitlines()) == 1 and "preftune resume none`" in printed
+    where, resume, sentence = printed.strip().splitlines()
+    assert where.split() == ["run", "runs/none"]
+    assert resume.split(maxsplit=1) == ["resume", "preftune resume none"]
+    assert "preftune resume none`" in sentence
     run = open_run(tmp_path / "runs" / "none")
-    assert run.state == "failed" and run.info["error"] == printed.strip()
+    assert run.state == "failed" and run.info["error"] == sentence
 
 
 def test_checkpoint_that_cannot_be_fetched_is_no_damage(
