@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +18,7 @@ from results.run.listing import RunSummary
 from results.run.run import Run
 from results.run.trial import Trial
 
+FOLDED = 7  # a hyperparameter's column is not folded below so many characters
 STYLES = {"complete": "green", "running": "cyan", "infeasible": "yellow", "failed": "red"}
 
 
@@ -32,28 +34,64 @@ def runs_table(runs: Iterable[RunSummary]) -> Table:
     return table
 
 
+class _Leaderboard:
+    """The leaderboard in one table, or in two where a terminal is too narrow for one."""
+
+    def __init__(self, board: views.Leaderboard, limit: int | None) -> None:
+        self.board = board
+        self.rows = board.rows[:limit]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # A list or a name may fold within its column, but not to a letter or two a line.
+        widths = [
+            max(
+                *map(len, _fold(name).split("\n")),
+                min(FOLDED, max((len(row.params[i]) for row in self.rows), default=0)),
+            )
+            for i, name in enumerate(self.board.params)
+        ]
+        measured = self._table([])
+        most = Measurement.get(console, options.update(width=10_000), measured).maximum
+        if most + sum(width + 2 for width in widths) <= options.max_width:
+            yield self._table(self.board.params)
+            return
+        yield measured
+        configurations = _table("trial", "configuration")
+        for row in self.rows:
+            fields = zip(self.board.params, row.params, strict=True)
+            configurations.add_row(_number(row), Text(" ".join(f"{n}={v}" for n, v in fields)))
+        yield configurations
+
+    def _table(self, params: list[str]) -> Table:
+        table = _table("trial", "ended", "pairs", *params, *self.board.measures)
+        folded = [_fold(name) for name in params]
+        for column in table.columns:
+            column.header = Text(_fold(str(column.header)))
+            column.justify, column.overflow = "right", "fold"
+            # Only hyperparameters give way: a list or a name may fold, a measure may not.
+            column.no_wrap = str(column.header) not in folded
+        table.columns[1].justify = "left"
+        blank = ("" for _ in params)
+        table.add_row("-", "reference", "0", *blank, *self.board.reference, style="dim")
+        for row in self.rows:
+            table.add_row(
+                _number(row),
+                Text(row.ending, style=STYLES.get(row.trial.state, "")),
+                str(row.trial.pairs or "-"),
+                *map(Text, row.params if params else []),
+                *row.measures,
+                style="bold" if row.winner else "",
+            )
+        return table
+
+
+def _number(row: views.LeaderboardRow) -> Text:
+    return Text(f"{row.trial.number}{'*' if row.winner else ''}")
+
+
 def leaderboard_table(run: Run, limit: int | None = None) -> RenderableType:
     """Trials best first under the reference's line; below them, which warnings concern which."""
     board = views.leaderboard(run)
-    table = _table("trial", "ended", "pairs", *board.params, *board.measures)
-    folded = [_fold(name) for name in board.params]
-    for column in table.columns:
-        column.header = Text(_fold(str(column.header)))
-        column.justify, column.overflow = "right", "fold"
-        # Only hyperparameters give way: a list or a name may fold, a measure may not.
-        column.no_wrap = str(column.header) not in folded
-    table.columns[1].justify = "left"
-    blank = ("" for _ in board.params)
-    table.add_row("-", "reference", "0", *blank, *board.reference, style="dim")
-    for row in board.rows[:limit]:
-        table.add_row(
-            Text(f"{row.trial.number}{'*' if row.winner else ''}"),
-            Text(row.ending, style=STYLES.get(row.trial.state, "")),
-            str(row.trial.pairs or "-"),
-            *map(Text, row.params),
-            *row.measures,
-            style="bold" if row.winner else "",
-        )
     warnings: dict[str, list[str]] = {}
     for trial in run.trials():
         for finding in trial_warnings(run, trial):
@@ -61,7 +99,7 @@ def leaderboard_table(run: Run, limit: int | None = None) -> RenderableType:
     notes = ["* the winner of the verdict"] if any(row.winner for row in board.rows) else []
     notes += [f"{plain(title)}: trial {', '.join(numbers)}" for title, numbers in warnings.items()]
     notes += ["`preftune show` with `--trial N` explains the warnings"] if warnings else []
-    return Group(table, *(Text(note, style="dim") for note in notes))
+    return Group(_Leaderboard(board, limit), *(Text(note, style="dim") for note in notes))
 
 
 def verdict_panel(run: Run) -> Panel:

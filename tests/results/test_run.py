@@ -187,6 +187,17 @@ def test_a_folder_with_only_a_run_json_still_opens(tmp_path: Path) -> None:
     assert "trial" in text(leaderboard_table(run))
 
 
+def test_leaderboard_of_a_narrow_terminal_has_configurations_below(storage: Path) -> None:
+    """Folded into columns of a letter or two they could not be read."""
+    shown = text(leaderboard_table(open_run("won", storage)), width=80)
+    rows = [line.split() for line in shown.splitlines()]
+    winner = ["0*", "complete", "1600", "0.810", "0.77", "1.6", "0.81", "1.00"]
+    assert winner in rows
+    assert ["0*", "learning_rate=2.1e-4", "beta=0.3", "per_device_train_batch_size=8"] in rows
+    assert ["loss_type=sigmoid", "+", "sft"] in rows
+    assert shown.count("learning_rate=") == 6
+
+
 def test_leaderboard_fits_100_columns_and_loses_nothing(storage: Path) -> None:
     shown = text(leaderboard_table(open_run("won", storage)))
     assert max(len(line) for line in shown.splitlines()) <= 100
