@@ -13,6 +13,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessorList
 
 from results.publish.model_files import model_files
+from results.publish.public_view import candidate
 from results.run.listing import open_run
 from search_spaces.spec import Spec, validate
 from trainables.dpo import train
@@ -185,6 +186,7 @@ def test_another_trial_is_pushed_as_the_winner_is_exported(
     study = Study(spec, record.folder)
     study.ask()
     study.note(0, checkpoint="checkpoint")
-    with model_files(open_run(record.folder), 0, adapter=False) as files:
+    run = open_run(record.folder)
+    with model_files(run, candidate(run, 0)) as files:
         pushed = {name: path.read_bytes() for name, path in files.items()}
     assert pushed == {path.name: path.read_bytes() for path in exported.iterdir()}
