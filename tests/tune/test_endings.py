@@ -87,7 +87,8 @@ def test_signals_at_random_moments_end_in_the_resume_line(
         process.send_signal(number)
         printed = process.communicate(timeout=HANG)[0]
         assert process.returncode == 130, printed
-        assert printed.count("preftune resume signalled") == 1, printed
+        ending = "Interrupted. Resume with: preftune resume signalled"
+        assert printed.count(ending) == 1, printed
         assert "Traceback" not in printed, printed
         assert open_run(folder).state == "interrupted"
         assert left_running(family, 20) == []

@@ -204,8 +204,9 @@ def test_search_whose_time_is_up_ends_in_order(place: Path) -> None:
     """Before any trial began: nothing to verify, and the state says that it was cut short."""
     laid_out(place)
     printed = preftune(place, "run", "spec.yaml", "--name", "t", "--set", "search.minutes=1e-9")
-    assert "no trial reached the last rung" in printed
-    assert open_run(place / "runs" / "t").state == "stopped"
+    assert "Not verified: its time was up before any trial reached the last rung" in printed
+    run = open_run(place / "runs" / "t")
+    assert run.state == "stopped" and run.trials() == []
 
 
 def test_run_folder_is_one_process_s_until_it_ends(tmp_path: Path) -> None:
