@@ -123,7 +123,7 @@ def verdict_panel(run: Run) -> Panel:
 def _other_budgets(run: Run) -> str | None:
     """What the search would have chosen under other limits on `kl`, in a sentence."""
     rows = views.other_budgets(run)
-    if not rows:
+    if all(row.trial is None for row in rows):
         return None
     chosen = []
     for row in rows:
