@@ -52,8 +52,8 @@ def hub_errors(kind: Kind, path: str, revision: str | None) -> Iterator[None]:
         raise unreachable(kind, path) from error
     except JSONDecodeError as error:
         raise UserError(
-            f"What answers at {constants.ENDPOINT} is no Hub, so the {WORDS[kind]} {path!r} cannot "
-            "be fetched: mend HF_ENDPOINT or the proxy, or give a local path."
+            f"What answers at {constants.ENDPOINT} is not a Hub, so the {WORDS[kind]} {path!r} "
+            "cannot be fetched: fix HF_ENDPOINT or the proxy, or give a local path."
         ) from error
 
 
@@ -69,7 +69,7 @@ def refusal(kind: Kind, path: str, revision: str | None, error: HfHubHTTPError) 
     if status == 401 and "Invalid credentials" in str(error):
         return (
             f"The Hub does not accept this machine's token, and so does not give the {word} "
-            f"{path!r}: log in again with `hf auth login`, or mend HF_TOKEN."
+            f"{path!r}: log in again with `hf auth login`, or fix HF_TOKEN."
         )
     # Whoever is not logged in gets 401 for what is private and for what is not there alike.
     if isinstance(error, RepositoryNotFoundError) or status == 401:
@@ -163,8 +163,8 @@ def snapshot(
         return folder, folder.name  # the cache keeps a snapshot in a folder called by its commit
     if revision is not None:
         raise UserError(
-            f"`revision` {revision!r} is of no use with the local model {str(path)!r}: only a Hub "
-            "id has revisions."
+            f"`revision` {revision!r} has no effect for the local model {str(path)!r}: remove it, "
+            "or give a Hub id."
         )
     if path == QUICKSTART:
         from trainables.quickstart.world import BASE

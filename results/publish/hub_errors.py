@@ -67,8 +67,8 @@ def refusal(repo: str, kind: str, endpoint: str, error: BaseException) -> str:
         return f"The Hub at {endpoint} cannot be reached ({reason}); check the connection{folder}."
     if isinstance(found, JSONDecodeError):
         return (
-            f"What answers at {endpoint} is no Hub ({reason}); mend HF_ENDPOINT or the proxy, then "
-            f"push to {repo} again."
+            f"What answers at {endpoint} is not a Hub ({reason}); fix HF_ENDPOINT or the proxy, "
+            f"then push to {repo} again."
         )
     return f"The Hub did not take the files of {repo}: {reason}."
 

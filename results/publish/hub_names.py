@@ -62,7 +62,7 @@ def check_endpoint(endpoint: str | None) -> None:
         _ = urlsplit(address).port  # read, it is checked
     except ValueError as error:
         raise UserError(
-            f"The Hub's address {address!r} is none ({error}); mend or unset HF_ENDPOINT."
+            f"The Hub's address {address!r} is not valid ({error}); fix or unset HF_ENDPOINT."
         ) from error
 
 

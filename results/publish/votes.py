@@ -34,7 +34,7 @@ def votes(run: Run) -> list[dict[str, list[Message]]]:
 
 def _vote(path: Path, number: int, line: str) -> dict[str, list[Message]]:
     def wrong(what: str) -> UserError:
-        return UserError(f"Line {number} of {path} is no vote: {what}; mend or remove the line.")
+        return UserError(f"Line {number} of {path} is not a vote: {what}; fix or remove the line.")
 
     try:
         record = json.loads(line)

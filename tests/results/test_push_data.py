@@ -163,7 +163,7 @@ def test_votes_are_read_strictly(run: Run, line: str, words: str) -> None:
     path = run.folder / "votes.jsonl"
     with path.open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(UserError, match=rf"Line 3 of .*votes.jsonl is no vote: .*{words}"):
+    with pytest.raises(UserError, match=rf"Line 3 of .*votes.jsonl is not a vote: .*{words}"):
         votes(run)
 
 

@@ -219,7 +219,7 @@ def test_no_token_bad_name_offline_and_no_network(
     with pytest.raises(UserError, match="no name of a repository"):
         push(run, "a/b/c", token=TOKEN, endpoint=nowhere)
     for address in ("http://localhost:port", "http://[::1"):
-        with pytest.raises(UserError, match="address 'http://.* is none .*; mend or unset HF_END"):
+        with pytest.raises(UserError, match="address 'http://.* is not valid .*; fix or unset"):
             push(run, "me/winner", token=TOKEN, endpoint=address)
     for token in ("hf_\xe9", "hf_a\nb", "hf_a b"):
         with pytest.raises(UserError, match="holds characters that no token has") as error:
@@ -245,7 +245,7 @@ def test_a_page_instead_of_the_hub(me: Hub, run: Run, monkeypatch: pytest.Monkey
         self._write(iter([content]))
 
     monkeypatch.setattr(Handler, "_dispatch", page)
-    with pytest.raises(UserError, match=r"answers at http.* is no Hub .*; mend HF_ENDPOINT or"):
+    with pytest.raises(UserError, match=r"answers at http.* is not a Hub .*; fix HF_ENDPOINT or"):
         pushed(me, run)
 
 

@@ -190,5 +190,5 @@ def test_address_of_a_hub_that_is_none_is_told(tmp_path: Path, words: str) -> No
         text=True,
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "address 'http://127.0.0.1:port' is none" in done.stderr
-    assert "mend or unset HF_ENDPOINT" in done.stderr and list(tmp_path.iterdir()) == []
+    assert "address 'http://127.0.0.1:port' is not valid" in done.stderr
+    assert "fix or unset HF_ENDPOINT" in done.stderr and list(tmp_path.iterdir()) == []

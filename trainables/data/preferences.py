@@ -287,6 +287,6 @@ def refuse_if_empty(split: str, report: Mapping[str, Any]) -> None:
     why = f", dropped {', '.join(dropped)}" if dropped else ""
     raise UserError(
         f"Of {report['raw']} rows in the {split} split {report['kept']} can be used{why}, and at "
-        f"least {needed} must be: mend the data, or change dataset.validation_pairs, "
+        f"least {needed} must be: fix the data, or change dataset.validation_pairs, "
         "dataset.test_fraction or training.max_length."
     )

@@ -50,8 +50,8 @@ def load_rows(
     on_hub = is_hub_id(path)
     if not on_hub and revision is not None:
         raise UserError(
-            f"`dataset.revision` {revision!r} is of no use with the local data {path!r}: only a "
-            "Hub id has revisions."
+            f"`dataset.revision` {revision!r} has no effect for the local data {path!r}: remove "
+            "it, or give a Hub id."
         )
     if not on_hub and name is not None and not where.is_dir():
         raise UserError(f"`dataset.name` {name!r}: {path!r} has no configurations; leave it out.")
@@ -340,7 +340,7 @@ def read_lines(path: Path) -> Iterator[dict[str, object]]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"Line {number} of {str(path)!r} is not a JSON object: mend or remove it."
+            f"Line {number} of {str(path)!r} is not a JSON object: fix or remove it."
         ) from error
 
 
