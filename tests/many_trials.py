@@ -30,6 +30,8 @@ from tune.cluster.connection import connected, host
 from tune.cluster.preemption import Notice
 from tune.cluster.share import Share
 from tune.cluster.shipping import Shipment
+from tune.context import Context
+from tune.prepare import Preparation
 from tune.progress import Progress
 from tune.record import create
 from tune.study import Study
@@ -97,13 +99,14 @@ def main() -> None:
     record = create(spec, "many", True, "tests/many_trials.py")
     study = Study(spec, record.folder)
     nothing = Split(folder, folder, None)
-    prepared = Prepared(folder, folder, nothing, nothing)
+    prepared = Preparation(Prepared(folder, folder, nothing, nothing), nothing)
     with connected(None, cpus=2) as cluster:
-        sent, share = Shipment(cluster.node), Share(cpu=1, gpu=0, concurrent=2)
+        share = Share(cpu=1, gpu=0, concurrent=2)
+        context = Context(spec, record, study, prepared, Shipment(cluster.node), share)
         quiet = Console(file=open(os.devnull, "w"))  # noqa: SIM115  # open as long as the process
         progress = Watched(quiet, spec, record, study)
         notice = Notice(quiet.print)
-        tune.search.search(spec, record, study, prepared, sent, share, progress, notice)
+        tune.search.search(context, progress, notice)
 
 
 if __name__ == "__main__":

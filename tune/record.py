@@ -138,7 +138,7 @@ def create(spec: Spec, label: str, exact: bool, command: str) -> "Record":
         else:
             raise UserError(
                 f"there is a run called {label!r} in {storage} already: choose another --name, or "
-                f"go on with `{resume_command(folder)}`"
+                f"resume it with `{resume_command(folder)}`"
             )
         record = Record(folder, claim(folder))
         (folder / layout.TRIALS).mkdir()
@@ -193,9 +193,9 @@ def claim(folder: Path) -> FileLock:
         process = f"process {info.get('pid')} on {info.get('host')}"
         # No stop ends `preftune train`, the other command that takes a run.
         way = (
-            f"being trained by {process}: let it end first"
+            f"being trained by {process}: wait until it has ended"
             if info.get("state") in layout.ENDED
-            else f"going on ({process}): end it with `{command_line('stop', folder)}` first"
+            else f"running ({process}): end it with `{command_line('stop', folder)}` first"
         )
         raise UserError(f"run {folder.name} is {way}") from None
     return lock

@@ -21,13 +21,14 @@ from tune.cluster.connection import Cluster, connected
 from tune.cluster.preemption import notice
 from tune.cluster.resources import plan_share
 from tune.cluster.shipping import Shipment, shipping
+from tune.context import Context
 from tune.inputs import Inputs, judge_files, look_up
 from tune.prepare import Preparation, prepare, recorded
 from tune.progress import Progress
 from tune.record import Record, now, resume_command
 from tune.search import search
 from tune.study import Study
-from tune.verify import Context, verify
+from tune.verify import verify
 from tune.warm_start import earlier_run, warm_study
 
 
@@ -121,14 +122,15 @@ def _stages(
         )
     each = plan_share(spec, cluster, prepared.search, sent)
     say(f"searching: {spec.trials} trials, {each.concurrent} at once, {each.words()}")
+    context = Context(spec, record, study, prepared, sent, each)
     progress = Progress(console, spec, record, study)
     with record.timed("search"), progress, notice(say) as given:
-        search(spec, record, study, prepared.search, sent, each, progress, given)
+        search(context, progress, given)
     record.update(state="verifying")
     say("verifying the finalists on the test split")
     with record.timed("verify"):
         with notice(say) as given:
-            verify(Context(spec, record, study, prepared, sent, each), progress, given)
+            verify(context, progress, given)
     stopped = study.started() < spec.trials or bool(study.unfinished())
     record.update(state="stopped" if stopped else "done", ended=now())
     show_outcome(record.folder, console)

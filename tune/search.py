@@ -13,16 +13,13 @@ from ray.tune.logger import TBXLoggerCallback
 
 from results.run import layout
 from search_spaces.spec import Spec
-from trainables.prepared import Prepared
 from tune.cluster.checkpoint_storage import TRIAL, Checkpoints, NotReached
 from tune.cluster.preemption import Notice
-from tune.cluster.share import Share
-from tune.cluster.shipping import Shipment
+from tune.context import Context
 from tune.progress import Progress
 from tune.ray_internals import DriverOnly, forget_averages, forget_report
 from tune.ray_scheduler import RungScheduler
 from tune.ray_searcher import RESTARTS, StudySearcher
-from tune.record import Record
 from tune.rungs import Rungs
 from tune.study import Study
 from tune.worker import run_trial
@@ -53,16 +50,7 @@ class _Observer(DriverOnly, Callback):
         self.progress.refresh()
 
 
-def search(
-    spec: Spec,
-    record: Record,
-    study: Study,
-    prepared: Prepared,
-    sent: Shipment,
-    share: Share,
-    progress: Progress,
-    notice: Notice,
-) -> None:
+def search(context: Context, progress: Progress, notice: Notice) -> None:
     """Run every trial that the study has not finished.
 
     A search that is over before, by a stop or by its minutes, pauses what is left.
@@ -72,6 +60,7 @@ def search(
         UserError: the checkpoints cannot be kept where they are to be.
         OSError: the run folder cannot be written.
     """
+    spec, record, study, share = context.spec, context.record, context.study, context.share
     started = time.monotonic()
     minutes = spec.search.minutes
     spent = record.info.get("seconds", {}).get("search", 0.0)
@@ -86,7 +75,12 @@ def search(
     for name in ("ray.tune", "ray.train", "ray"):
         # Tracebacks of trials whose process died; the journal has the cause in a sentence.
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    plain = {"spec": spec, "prepared": prepared, "sent": sent, "share": share}
+    plain = {
+        "spec": spec,
+        "prepared": context.prepared.search,
+        "sent": context.sent,
+        "share": share,
+    }
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, **plain), {"cpu": share.cpu, "gpu": share.gpu}
     )

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -17,37 +17,14 @@ from tune.cluster.checkpoint_storage import trouble
 from tune.cluster.latest_checkpoint import seen
 from tune.cluster.liveness import Watch
 from tune.cluster.preemption import Notice
-from tune.cluster.share import Share
-from tune.cluster.shipping import Shipment
+from tune.context import Context
 from tune.export import export_winner
 from tune.measurement import Baseline, baseline, load, measured, save
-from tune.prepare import Preparation
 from tune.progress import Progress
 from tune.record import Record, resume_command
 from tune.study import TAKEN_FROM, Study
 from tune.verdict import Measured, decide, fresh_seeds, unverified
 from tune.worker import Model, measure
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a search's stages work on.
-
-    Attributes:
-        spec: the resolved search.
-        record: its run folder.
-        study: its journal.
-        prepared: what stage 1 made.
-        sent: the files that travelled to other nodes.
-        share: of a node, for one training.
-    """
-
-    spec: Spec
-    record: Record
-    study: Study
-    prepared: Preparation
-    sent: Shipment
-    share: Share
 
 
 def verification_spec(spec: Spec) -> Spec:

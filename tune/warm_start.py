@@ -57,7 +57,7 @@ def _usable(spec: Spec, name: str) -> Run:
     """Open the run to take trials from.
 
     Raises:
-        UserError: there is no such run, it is still going on, or what it measured is not what this
+        UserError: there is no such run, it is still running, or what it measured is not what this
             search measures.
     """
     try:
@@ -66,7 +66,7 @@ def _usable(spec: Spec, name: str) -> Run:
         raise UserError(f"search.warm_start: {error}") from error
     if run.active:
         raise UserError(
-            f"search.warm_start: run {run.name} is going on; wait for its end, or end it with "
+            f"search.warm_start: run {run.name} is running; wait for its end, or end it with "
             f"`{command_line('stop', run.folder)}`"
         )
     _refuse(run, _other_spec(spec, load(str(run.folder / layout.SPEC))))

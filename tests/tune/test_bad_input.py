@@ -295,7 +295,7 @@ FLAGS = [
     ("file name that is no run's", text("my spec.yaml", yaml.safe_dump(GOOD)), "run 'my spec.yaml'", 1, ["'my spec' cannot be a run's name", "--name"]),
     ("warm start without a run", nothing, "run quickstart --set search.warm_start=gone", 1, ["search.warm_start", "no run 'gone'"]),
     ("warm start of the newest, without any", nothing, "run quickstart --set search.warm_start=latest --set storage=empty", 1, ["search.warm_start", "no run in empty"]),
-    ("warm start of a run that goes on", held, "run quickstart --set search.warm_start=live", 1, ["search.warm_start", "run live is going on", "preftune stop live"]),
+    ("warm start of a run that is running", held, "run quickstart --set search.warm_start=live", 1, ["search.warm_start", "run live is running", "preftune stop live"]),
     ("warm start of another search", nothing, "run quickstart --set search.warm_start=won", 1, ["search.warm_start", "another dataset", "leave warm_start out"]),
     ("warm start of a folder", folder("runs/junk"), "run quickstart --set search.warm_start=junk", 1, ["search.warm_start", "not a run"]),
     ("no such run", nothing, "show nothing", 1, ["no run 'nothing'", "there are:", "won"]),
@@ -317,8 +317,8 @@ FLAGS = [
     ("address of nothing", spec(), "run spec.yaml --name a --address nonsense", 1, ["nonsense", "check --address"]),
     ("train without a verdict", nothing, "train lost", 1, ["no winner to train", "No configuration beats the reference"]),
     ("train before the end", nothing, "train cut", 1, ["has not ended", "preftune resume cut"]),
-    ("train while it runs", held, "train live", 1, ["run live is going on", "preftune stop live"]),
-    ("resume while it runs", held, "resume live", 1, ["run live is going on (process", "preftune stop live"]),
+    ("train while it runs", held, "train live", 1, ["run live is running", "preftune stop live"]),
+    ("resume while it runs", held, "resume live", 1, ["run live is running (process", "preftune stop live"]),
     ("push without a winner", nothing, "push lost me/model", 1, ["no winner to publish", "--trial"]),
     ("push without a token", nothing, "push won me/model", 1, ["no Hugging Face token", "hf auth login"]),
     ("push to no name", nothing, "push won a/b/c", 1, ["'a/b/c' is no name of a repository", "name/repo"]),
@@ -395,7 +395,7 @@ ROWS: dict[str, tuple[Layout, str, int, list[str]]] = {
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs as a search leaves them: with a winner, without, going on, and interrupted."""
+    """Runs as a search leaves them: with a winner, without, running, and interrupted."""
     root: Path = tmp_path_factory.mktemp("storage")
     write_run(root, "won")
     write_run(root, "lost", outcome="none")

@@ -175,7 +175,7 @@ def test_second_driver_stop_more_trials_and_ctrl_c(place: Path) -> None:
     process = start(place, "run", "spec.yaml", "--name", "halt", *one_by_one)
     wait_for(lambda: bool(lines(folder / "decisions.jsonl")), process)
     refused = preftune(place, "resume", "halt", code=1)
-    assert "run halt is going on (process" in refused and "preftune stop halt" in refused
+    assert "run halt is running (process" in refused and "preftune stop halt" in refused
     assert "stops at the next rungs" in preftune(place, "stop", "halt")
     printed = process.communicate(timeout=HANG)[0]
     assert process.returncode == 0 and "Traceback" not in printed, printed
@@ -224,7 +224,7 @@ time.sleep(100)
     assert holder.stdout is not None
     with holder, holder.stdout:
         assert holder.stdout.readline() == "claimed\n"
-        with pytest.raises(UserError, match="is going on"):
+        with pytest.raises(UserError, match="is running"):
             claim(tmp_path)
         holder.kill()
     claim(tmp_path).release()

@@ -332,7 +332,7 @@ def test_refused_while_another_process_has_the_run(ended: Path) -> None:
     with pytest.raises(UserError, match=rf"being trained by process {os.getpid()} on"):
         train_winner(open_run(ended), None, quiet())
     state("searching")(ended)
-    with pytest.raises(UserError, match="is going on .*preftune stop"):
+    with pytest.raises(UserError, match="is running .*preftune stop"):
         train_winner(open_run(ended), None, quiet())
     lock.release()
 

@@ -20,6 +20,7 @@ from tune.cluster.liveness import Watch, signs_of_work
 from tune.cluster.preemption import Notice
 from tune.cluster.share import Share
 from tune.cluster.shipping import Shipment, build_on_worker
+from tune.context import Context
 from tune.full_training import Job, _followed
 from tune.measurement import baseline
 from tune.prepare import Preparation
@@ -27,7 +28,7 @@ from tune.progress import Progress
 from tune.record import create
 from tune.study import Study
 from tune.verdict import Measured
-from tune.verify import Context, _measurements
+from tune.verify import _measurements
 from tune.worker import ANSWERING, Model, build_answers
 
 # The quickstart's judge, which hangs while there is a file of that name, and says in which process.

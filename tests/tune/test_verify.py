@@ -24,6 +24,7 @@ from trainables.trial_report import Report
 from tune.cluster.preemption import Notice
 from tune.cluster.share import Share
 from tune.cluster.shipping import Shipment
+from tune.context import Context
 from tune.measurement import Baseline, save
 from tune.measurement import measured as measurement
 from tune.prepare import Preparation
@@ -41,7 +42,6 @@ from tune.verdict import (
     seed_variance,
 )
 from tune.verify import (
-    Context,
     _best_so_far,
     _refuse_if_all_failed,
     _undamaged,
