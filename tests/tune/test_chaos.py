@@ -21,6 +21,10 @@ from tune.asha import promoted
 
 pytestmark = pytest.mark.chaos
 
+# Pairs of one trial that a dead driver costs at most, on average: a tenth of the budget of 216, in
+# whole steps, and what a worker trains until Ray's daemons have noticed.
+COST = 36
+
 
 def interrupted_at_random(
     place: Path, name: str, kills: int, span: float, chance: random.Random, *values: str
@@ -59,24 +63,24 @@ def interrupted_at_random(
         yield run
 
 
-def test_ten_dead_drivers_change_nothing_with_one_worker(
+def test_six_dead_drivers_change_nothing_with_one_worker(
     undisturbed_search: tuple[Path, Run, int], chance: random.Random
 ) -> None:
     place, *_ = undisturbed_search
     trained(place)
-    trials = "search.trials=18"  # a kill costs up to a tenth of one trial's budget
+    trials = "search.trials=12"
     preftune(place, "run", "spec.yaml", "--name", "calm", *settings(trials))
     undisturbed, pairs = open_run(place / "runs" / "calm"), searched(trained(place))
-    span = undisturbed.info["seconds"]["search"] / 12
-    kills = list(interrupted_at_random(place, "torn", 10, span, chance, trials))
-    assert len(kills) == 10
+    span = undisturbed.info["seconds"]["search"] / 8
+    kills = list(interrupted_at_random(place, "torn", 6, span, chance, trials))
+    assert len(kills) == 6
     preftune(place, "resume", "torn")
     torn = open_run(place / "runs" / "torn")
     assert torn.state == "done" and torn.missing() == []
     assert story(torn) == story(undisturbed)
-    ratio = searched(trained(place)) / pairs
-    print(f"trained pairs: {ratio:.3f} times as many")  # noqa: T201
-    assert ratio <= 1.15
+    again = searched(trained(place)) - pairs
+    print(f"{again} pairs trained again")  # noqa: T201
+    assert again <= COST * len(kills)
 
 
 def newest_checkpoint(run: Run) -> Path | None:
@@ -189,7 +193,9 @@ def test_two_workers_and_dead_drivers(
     calm = open_run(place / "runs" / "two")
     finished: set[int] = set()
     total: Counter[str] = Counter()
+    kills = 0
     for _ in interrupted_at_random(place, "pair", 3, 6.0, chance, *values):
+        kills += 1
         seen = trained(place)
         again = {number for number in finished if f"trial_{number:04d}" in seen}
         assert again == set()
@@ -216,7 +222,7 @@ def test_two_workers_and_dead_drivers(
     own = next(f for f in best["finalists"] if f["number"] == best["winner"])
     assert entry["interval"][0] <= own["difference"] <= entry["interval"][1]
     # One worker's search may take another turn than the other's, so pairs are compared by trials.
-    assert searched(total) <= 1.15 * max(pairs, sum(t.pairs for t in run.trials()))
+    assert searched(total) <= max(pairs, sum(t.pairs for t in run.trials())) + 2 * COST * kills
 
 
 def test_driver_that_dies_before_and_after_the_search(
