@@ -16,7 +16,11 @@ from results.formatting import (
 )
 from results.run.run import Run
 
-THAN = {"better": "is better than", "same": "cannot be told from", "worse": "is worse than"}
+THAN = {
+    "better": "is better than",
+    "same": "is not clearly better or worse than",
+    "worse": "is worse than",
+}
 
 
 @dataclass(frozen=True)
@@ -51,27 +55,27 @@ class Verdict:
 
 def verdict(run: Run) -> Verdict:
     """Return the verdict with its table."""
-    found = run.verdict()
+    record = run.verdict()
     sentence = verdict_sentence(run)
-    if found is None:
+    if record is None:
         return Verdict(sentence, "open", [], [], [], "")
     full = run.full()
-    details = [judged(found), full_sentence(full) if full else None]
-    metric = str(found.get("metric") or run.metric)
+    details = [judged(record), full_sentence(full) if full else None]
+    metric = str(record.get("metric") or run.metric)
     scored = bool(run.spec.get("judge"))
     names = [metric, "gain", *(["judge_score", "gain"] * scored), "kl", "beats it"]
-    finalists = found.get("finalists") or []
+    finalists = record.get("finalists") or []
     return Verdict(
         sentence,
-        "won" if found.get("passing") else "none",
+        "won" if record.get("passing") else "none",
         [detail for detail in details if detail],
         names if finalists else [],
-        list(_verdict_rows(found, metric, scored)) if finalists else [],
-        _interval_note(found, len(finalists)) if finalists else "",
+        list(_verdict_rows(record, metric, scored)) if finalists else [],
+        _interval_note(record, len(finalists)) if finalists else "",
     )
 
 
-def _verdict_rows(found: Mapping[str, Any], metric: str, scored: bool) -> Iterator[VerdictRow]:
+def _verdict_rows(record: Mapping[str, Any], metric: str, scored: bool) -> Iterator[VerdictRow]:
     digits = 3 if metric == "pair_loss" else 2
 
     def row(
@@ -82,10 +86,10 @@ def _verdict_rows(found: Mapping[str, Any], metric: str, scored: bool) -> Iterat
         cells += [measure(measures, "judge_score") if measures else "", of_score] * scored
         return VerdictRow(kind, name, [*cells, measure(measures, "kl") if measures else "", beats])
 
-    yield row("reference", "reference", found.get("reference") or {})
-    for finalist in found.get("finalists") or []:
+    yield row("reference", "reference", record.get("reference") or {})
+    for finalist in record.get("finalists") or []:
         yield row(
-            "winner" if finalist.get("number") == found.get("winner") else "finalist",
+            "winner" if finalist.get("number") == record.get("winner") else "finalist",
             f"trial {finalist.get('number')}",
             finalist.get("test") or {},
             interval(finalist.get("difference"), finalist.get("interval"), digits),
@@ -122,10 +126,10 @@ def _broken_limit(limit: Any) -> str:
     return f"{limit.get('name')} {shown}{over}"
 
 
-def _interval_note(found: Mapping[str, Any], finalists: int) -> str:
-    level = float(found.get("confidence") or 0.95)
-    prompts = f"{count(found.get('test_prompts'))} prompts"
-    pairs = f" and {count(found['test_pairs'])} pairs" if found.get("test_pairs") else ""
+def _interval_note(record: Mapping[str, Any], finalists: int) -> str:
+    level = float(record.get("confidence") or 0.95)
+    prompts = f"{count(record.get('test_prompts'))} prompts"
+    pairs = f" and {count(record['test_pairs'])} pairs" if record.get("test_pairs") else ""
     corrected = (
         f"corrected for {finalists} finalists: together they hold at {100 * level:g} %. Over fresh "
         "seeds only the lower end is tested."
@@ -141,8 +145,8 @@ def _interval_note(found: Mapping[str, Any], finalists: int) -> str:
 
 def verdict_sentence(run: Run) -> str:
     """The verdict in one sentence, or why there is none yet."""
-    found = run.verdict()
-    if found is None:
+    record = run.verdict()
+    if record is None:
         return {
             "preparing": "The data and the reference are being prepared.",
             "searching": "The search is running; there is no verdict yet.",
@@ -150,10 +154,10 @@ def verdict_sentence(run: Run) -> str:
             "crashed": "The run crashed before its verdict.",
             "failed": plain(f"The run failed: {run.info.get('error')}"),
         }.get(run.state, f"The run was {run.state} before its verdict.")
-    if found.get("outcome") == "unverified":
-        return _unverified(run, found)
-    finalists = found.get("finalists") or []
-    if not found.get("passing"):
+    if record.get("outcome") == "unverified":
+        return _unverified(run, record)
+    finalists = record.get("finalists") or []
+    if not record.get("passing"):
         if not finalists:
             return (
                 "No configuration beats the reference: no trial reached the last rung within its "
@@ -166,10 +170,10 @@ def verdict_sentence(run: Run) -> str:
         ]
         limits = f" Outside the search's limits there: {'; '.join(outside)}." if outside else ""
         return f"No configuration beats the reference on the test split.{limits}"
-    winner = finalist_of(found, found.get("winner"))
-    metric = str(found.get("metric") or run.metric)
+    winner = finalist_of(record, record.get("winner"))
+    metric = str(record.get("metric") or run.metric)
     # Better is more of a win rate and less of a pair loss: the sign says which way it moved.
-    sign = -1 if found.get("direction") == "minimize" else 1
+    sign = -1 if record.get("direction") == "minimize" else 1
     digits = 2 if metric == "win_rate" else 3  # hundredths of a nat are too coarse near ln 2
     value = (winner.get("test") or {}).get(metric)
     before = number(_before(value, winner, sign), digits)
@@ -177,23 +181,23 @@ def verdict_sentence(run: Run) -> str:
         f"Trial {winner.get('number')} beats the reference on the untouched test split: {metric} "
         f"{number(value, digits)} against {before} ({_moved(winner, sign, digits)})"
     )
-    if tied := " and ".join(str(trial) for trial in found.get("tied") or []):
+    if tied := " and ".join(str(trial) for trial in record.get("tied") or []):
         text += f"; the split cannot tell it from trial {tied}"
     return plain(f"{text}.")
 
 
-def _unverified(run: Run, found: Mapping[str, Any]) -> str:
+def _unverified(run: Run, record: Mapping[str, Any]) -> str:
     """Say why nothing was verified, which trial is the best, and what continues the search."""
     pauses = [d.get("ended_by") for d in run.decisions() if d.get("ended_by") in ("stop", "time")]
     limited = bool((run.spec.get("search") or {}).get("minutes"))
     time_up = pauses[-1] == "time" if pauses else limited
     why = "its time was up" if time_up else "the search was stopped"
-    best = found.get("best")
-    metric = str(found.get("metric") or run.metric)
+    best = record.get("best")
+    metric = str(record.get("metric") or run.metric)
     so_far = (
         f"The best trial so far is trial {best.get('number')}: {metric} "
-        f"{measure({metric: best.get('value')}, metric)} at {count(best.get('pairs'))} pairs on "
-        "the validation split."
+        f"{measure({metric: best.get('value')}, metric)} at {count(best.get('pairs'))} "
+        f"{run.unit} on the validation split."
         if isinstance(best, Mapping)
         else "No trial has been measured yet."
     )
@@ -247,18 +251,18 @@ def full_sentence(full: Mapping[str, Any]) -> str:
     return plain(text)
 
 
-def judged(found: Mapping[str, Any], trial: int | None = None) -> str | None:
+def judged(record: Mapping[str, Any], trial: int | None = None) -> str | None:
     """The judge's test scores of a finalist (default: the winner, or the first) and reference."""
-    finalists = found.get("finalists") or []
-    chosen = finalist_of(found, found.get("winner") if trial is None else trial)
+    finalists = record.get("finalists") or []
+    chosen = finalist_of(record, record.get("winner") if trial is None else trial)
     chosen = chosen or (finalists[0] if finalists and trial is None else {})
     score = (chosen.get("test") or {}).get("judge_score")
-    before = (found.get("reference") or {}).get("judge_score")
+    before = (record.get("reference") or {}).get("judge_score")
     if score is None or before is None:
         return None
     difference = interval(chosen.get("judge_score_difference"), chosen.get("judge_score_interval"))
     return (
-        f"On its {count(found.get('test_prompts'))} prompts the mean judge score is "
+        f"On its {count(record.get('test_prompts'))} prompts the mean judge score is "
         f"{number(score)} for trial {chosen.get('number')} and {number(before)} for the "
         f"reference: {difference}."
     )

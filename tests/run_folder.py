@@ -58,6 +58,22 @@ TRIALS: list[tuple[tuple[float, float, int, str], list[float], str]] = [
     ((8.0e-5, 0.5, 4, '["sigmoid"]'), [0.55, 0.58], "asha"),
     ((1.0e-3, 0.02, 8, '["sigmoid"]'), [], "error"),
 ]
+# What `preftune train` writes.
+FULL = {
+    "outcome": "better",
+    "passing": True,
+    "trial": 0,
+    "params": {"beta": 0.3},
+    "pairs": 48733,
+    "winner_pairs": 1600,
+    "metric": "win_rate",
+    "direction": "maximize",
+    "confidence": 0.95,
+    "test": {"win_rate": 0.86, "judge_score": 0.83, "kl": 2.2, "ended": 1.0},
+    "broken": [],
+    "against_reference": {"difference": 0.36, "interval": [0.31, 0.41]},
+    "against_winner": {"difference": 0.06, "interval": [0.02, 0.08]},
+}
 CORPUS = [
     "User: What is the capital of France? Assistant: The capital of France is Paris.",
     "User: What is the opposite of hot? Assistant: The opposite of hot is cold.",

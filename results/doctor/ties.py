@@ -11,6 +11,7 @@ from results.doctor.finding import Finding, figure
 from results.run import layout
 from results.run.files import parse_once, read_lines
 from results.run.run import Run
+from results.run.schema_checks import Sample
 from results.run.trial import Trial
 
 # On 20 decided prompts a sign test at 5 % already wants 15 to 5. They are few because of ties, not
@@ -83,7 +84,7 @@ def _judged(samples: Path, answers: Path, pairs: int) -> JudgedAnswers:
     """Compare the answers behind a trial's last measures with the reference's, row by row."""
     reference = _reference_answers(answers)
     scored: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for own in read_lines(samples)[0]:
+    for own in read_lines(samples, Sample)[0]:
         before = reference.get(own.get("row")) or {}
         known = all(figure(line, "score") is not None for line in (own, before))
         if known and own.get("pairs") == pairs:
@@ -99,7 +100,7 @@ def _judged(samples: Path, answers: Path, pairs: int) -> JudgedAnswers:
 @parse_once(2)
 def _reference_answers(path: Path) -> dict[Any, dict[str, Any]]:
     """The reference's answers to the validation prompts by row; empty where they are gone."""
-    return {line.get("row"): line for line in read_lines(path)[0]}
+    return {line.get("row"): line for line in read_lines(path, Sample)[0]}
 
 
 @parse_once(4096)

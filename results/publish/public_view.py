@@ -24,7 +24,7 @@ class Candidate:
         split: `test` where it was verified, else `validation`.
         measures: on that split.
         reference: the reference's measures there.
-        passing: whether the verdict, or `full.json`, stands behind this very model.
+        passing: whether the verdict, or `full.json`, is of this very model.
         full: what `full.json` holds, for the winner's configuration trained on all pairs.
         adapter: the LoRA adapter alone.
     """
@@ -105,7 +105,6 @@ def candidate(
 def search_of(run: Run) -> Search:
     """Return what the cards say of a run's search."""
     search, budget = run.spec.get("search") or {}, run.spec.get("budget") or {}
-    unit = "steps" if budget.get("steps") else "pairs"
     return Search(
         model=named(run, "model"),
         dataset=named(run, "dataset"),
@@ -113,7 +112,7 @@ def search_of(run: Run) -> Search:
         sft=bool(run.spec.get("sft")),
         metric=run.metric,
         limits=limits(run),
-        budget=f"{compact(budget.get('pairs') or budget.get('steps') or '?')} {unit}",
+        budget=f"{compact(budget.get('pairs') or budget.get('steps') or '?')} {run.unit}",
         rungs=[compact(rung) for rung in search.get("rungs") or []],
         sampler=str(search.get("sampler") or "tpe"),
         scheduler="none" if search.get("scheduler") == "none" else "asha",

@@ -97,7 +97,7 @@ def _write(run: Run, figures: dict[str, Any]) -> list[Path]:
         size = {"width": 900, "height": figure.layout.height, "scale": SCALE}
         drawn.append({"fig": figure, "path": paths[-1], "opts": size})
     try:
-        # The page in which kaleido draws fetches MathJax from the internet unless told not to.
+        # The page in which kaleido draws fetches MathJax from the internet unless this is set.
         kaleido.write_fig_from_object_sync(drawn, kopts={"mathjax": False}, cancel_on_error=True)
     except (BrowserFailedError, ChromeNotFoundError):
         raise UserError(
@@ -135,7 +135,7 @@ def page(run: Run) -> str:
         script=Markup(SCRIPT),
         figures=drawn,
         curves=[name for name in drawn if name.startswith("curve_")],
-        rung={"pairs": at, "trials": len(trials)},
+        rung={"at": f"{at} {run.unit}", "trials": len(trials)},
         head=views.head(run),
         verdict=verdict_view.verdict(run),
         missing=run.missing(),

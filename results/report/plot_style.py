@@ -1,7 +1,7 @@
 """How the figures of a report look, and how texts get into them.
 
 plotly reads a small part of HTML in every label and hover text: what comes from models, data and
-users goes through `escaped`, and stands in fields of the data, never inside a hover template.
+users goes through `escaped`, into fields of the data, never inside a hover template.
 """
 
 import html
@@ -35,7 +35,7 @@ _KL_TICKS = (0, 0.1, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 
 
 
 def escaped(text: object) -> str:
-    """Text that plotly shows as it stands."""
+    """Text that plotly shows as it is."""
     return html.escape(plain(text), quote=False)
 
 
@@ -87,7 +87,7 @@ def finite(value: Any) -> TypeGuard[float]:
 
 
 def bend(kl: float) -> float:
-    """Where a kl stands on an axis that shows 0, a limit of 20 and a collapse at 2,000 alike."""
+    """The place of a kl on an axis that shows 0, a limit of 20 and a collapse at 2,000 alike."""
     return math.log1p(max(0.0, kl))  # an estimate from samples may fall below zero
 
 

@@ -118,15 +118,15 @@ def finalists(run: Run) -> Any:
 
 def front_figure(run: Run) -> Any:
     """The objective against kl at each trial's last rung, the front, the winner and the limit."""
-    found = [p for p in points(run) if math.isfinite(p.kl) and math.isfinite(p.value)]
-    if not found:
+    measured = [p for p in points(run) if math.isfinite(p.kl) and math.isfinite(p.value)]
+    if not measured:
         return None
     figure = blank(440, "kl in nats per answer, on a scale of log(1 + kl)", run.metric)
     before, limit = run.reference.get(run.metric), kl_limit(run)
     sign = 1 if run.maximize else -1
     best = [
         p
-        for p in front(found, run.maximize)
+        for p in front(measured, run.maximize)
         if not finite(before) or sign * p.value > sign * before
     ]
     start = [(0.0, before)] if finite(before) else []
@@ -140,12 +140,12 @@ def front_figure(run: Run) -> Any:
         hoverinfo="skip",
     )
     winner = (run.verdict() or {}).get("winner")
-    numbered = {p.trial for p in (found if len(found) <= MANY else best)}
+    numbered = {p.trial for p in (measured if len(measured) <= MANY else best)}
     for state, (colour, symbol) in STATES.items():
-        some = [p for p in found if run.trial(p.trial).state == state and p.trial != winner]
+        shown = [p for p in measured if run.trial(p.trial).state == state and p.trial != winner]
         marker = {"color": colour, "symbol": symbol, "size": 10}
-        _points(figure, run, some, state, marker, numbered)
-    won = [p for p in found if p.trial == winner]
+        _points(figure, run, shown, state, marker, numbered)
+    won = [p for p in measured if p.trial == winner]
     _points(figure, run, won, f"winner: trial {winner}", STAR, numbered)
     if start:
         figure.add_scatter(
@@ -161,9 +161,9 @@ def front_figure(run: Run) -> Any:
         figure.add_vline(x=bend(limit), line={"color": VERMILLION, "dash": "dash", "width": 2})
         label = {"x": bend(limit), "y": 1, "yref": "paper", "yanchor": "bottom"}
         figure.add_annotation(text=f"kl limit {compact(limit)}", **label, **BARE)
-    figure.update_xaxes(**bent_axis([p.kl for p in found], limit))
+    figure.update_xaxes(**bent_axis([p.kl for p in measured], limit))
     if run.metric == "pair_loss":
-        figure.update_yaxes(**log_axis([p.value for p in found]))
+        figure.update_yaxes(**log_axis([p.value for p in measured]))
     return figure
 
 
@@ -222,24 +222,24 @@ def curve(run: Run, name: str) -> Any:
 def _points(
     figure: Any,
     run: Run,
-    some: Sequence[Point],
+    shown: Sequence[Point],
     name: str,
     marker: Mapping[str, Any],
     numbered: Container[int],
 ) -> None:
-    if not some:
+    if not shown:
         return
-    known = [(p, run.trial(p.trial)) for p in some]
+    known = [(p, run.trial(p.trial)) for p in shown]
     texts = [
         hover_text(run, t, f"{run.metric} {p.value:.3f}, kl {p.kl:.1f} at {p.pairs} pairs")
         for p, t in known
     ]
     figure.add_scatter(
-        x=[bend(p.kl) for p in some],
-        y=[p.value for p in some],
+        x=[bend(p.kl) for p in shown],
+        y=[p.value for p in shown],
         mode="markers+text",
         name=name,
-        text=[str(p.trial) if p.trial in numbered else "" for p in some],
+        text=[str(p.trial) if p.trial in numbered else "" for p in shown],
         textposition="top center",
         textfont={"size": 11, "color": INK},
         marker=dict(marker),

@@ -8,6 +8,7 @@ from results.formatting import plain
 from results.run import layout
 from results.run.files import read_lines
 from results.run.run import Run
+from results.run.schema_checks import Sample
 from results.views import ranked
 
 FIRST, MOST = 4, 3  # prompts that are shown: the first of the split, and where answers differ most
@@ -55,7 +56,7 @@ def answers(run: Run) -> Answers:
     first, prompts = next(iter(trials.items()))
     prepared = (run.info.get("prepared") or {}).get("answers")
     stored = run.storage / layout.PREPARED / str(prepared) / "validation.jsonl"
-    everyone = [_latest(read_lines(stored)[0]), *trials.values()]
+    everyone = [_latest(read_lines(stored, Sample)[0]), *trials.values()]
     exchanges = [
         Exchange(cut(line.get("prompt")), [answered.get(row) for answered in everyone])
         for row, line in prompts.items()

@@ -66,22 +66,22 @@ def timeline(run: Run) -> Any:
     groups: dict[str, list[FrozenTrial]] = {name: [] for name in ENDINGS}  # the legend's order
     for one in started:
         groups.setdefault(ending(run.trial(one.number), run), []).append(one)
-    for name, some in groups.items():
-        if not some:
+    for name, members in groups.items():
+        if not members:
             continue
         colour, hatch = ENDINGS.get(name, OTHER_ENDING)
-        spans = [(_start(t) - begin, (t.datetime_complete or now) - _start(t)) for t in some]
+        spans = [(_start(t) - begin, (t.datetime_complete or now) - _start(t)) for t in members]
         texts = [
             hover_text(
                 run, run.trial(t.number), f"{devices[t.number]}, {length.total_seconds():.0f} s"
             )
-            for t, (_, length) in zip(some, spans, strict=True)
+            for t, (_, length) in zip(members, spans, strict=True)
         ]
         figure.add_bar(
             orientation="h",
             base=[start.total_seconds() / 60 for start, _ in spans],
             x=[length.total_seconds() / 60 for _, length in spans],
-            y=[[devices[t.number] for t in some], [f"trial {t.number}" for t in some]],
+            y=[[devices[t.number] for t in members], [f"trial {t.number}" for t in members]],
             name=escaped(name),
             marker={
                 "color": colour,
@@ -137,18 +137,19 @@ def comparable(run: Run) -> tuple[int, list[FrozenTrial]]:
     the ones that were stopped count as well, and all were trained alike.
 
     Returns:
-        The rung in pairs, and complete trials with the objective there and choices as text.
+        The rung in the budget's unit, and complete trials with the objective there. Choices are
+        text.
     """
     study, _ = open_study(run.folder / layout.JOURNAL)
     frozen = study.get_trials(deepcopy=False) if study else []
     reached: dict[int, list[FrozenTrial]] = {}
     for trial in frozen:
-        for pairs, value in trial.intermediate_values.items():
+        for rung, value in trial.intermediate_values.items():
             if math.isfinite(value):
-                reached.setdefault(pairs, []).append(trial)
+                reached.setdefault(rung, []).append(trial)
     if not reached:
         return 0, []
-    enough = [pairs for pairs, some in reached.items() if len(some) >= ENOUGH]
+    enough = [rung for rung, trials in reached.items() if len(trials) >= ENOUGH]
     at = max(enough, default=min(reached))
     # Optuna takes a trial without any constraint for infeasible where another one has some.
     limits = {name: 0.0 for trial in reached[at] for name in trial.constraints}

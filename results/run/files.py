@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
 import yaml
+from pydantic import BaseModel
 
 from search_spaces.errors import UserError
 
@@ -88,11 +89,15 @@ def _mapping(path: Path, parse: Callable[[str], Any], kind: str) -> dict[str, An
     return value
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+def read_lines(path: Path, model: type[BaseModel]) -> tuple[list[dict[str, Any]], list[int]]:
     """Read a `.jsonl` file that may still grow.
 
+    Args:
+        path: the file.
+        model: what each line must be.
+
     Returns:
-        The records, and the numbers (from 1) of complete lines that are not JSON objects. An
+        The records, and the numbers (from 1) of complete lines that are not such records. An
         unfinished last line is somebody's write in progress and counts as neither.
     """
     try:
@@ -102,14 +107,15 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     records: list[dict[str, Any]] = []
     damaged: list[int] = []
     for number, line in enumerate(text.split("\n")[:-1], start=1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        elif line.strip():
+            model.model_validate(record)
+        except (ValueError, RecursionError):  # pydantic's error is a `ValueError`
             damaged.append(number)
+        else:
+            records.append(record)
     return records, damaged
 
 

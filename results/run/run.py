@@ -10,6 +10,7 @@ from results.run import layout, schema_checks
 from results.run.commands import command_line
 from results.run.files import read_json, read_lines, read_records, read_yaml
 from results.run.lock import driven
+from results.run.schema_checks import Decision, Record, RungMeasures, Sample
 from results.run.trial import Trial, read_trial
 from search_spaces.errors import UserError
 
@@ -54,7 +55,7 @@ class Run:
         """The resolved search; empty where it was never written."""
         path = self.folder / layout.SPEC
         spec = read_yaml(path) or {}
-        schema_checks.check(path, spec, schema_checks.SPEC)
+        schema_checks.check(path, spec, schema_checks.Spec)
         return spec
 
     @property
@@ -73,6 +74,11 @@ class Run:
         """The search's limits by measure, each a mapping with `min` or `max`."""
         constraints = (self.spec.get("objective") or {}).get("constraints") or {}
         return {name: bound or {} for name, bound in constraints.items()}
+
+    @property
+    def unit(self) -> str:
+        """The unit of the budget and of the rungs in the journal: `pairs` or `steps`."""
+        return "steps" if (self.spec.get("budget") or {}).get("steps") else "pairs"
 
     @property
     def reference(self) -> dict[str, Any]:
@@ -105,7 +111,10 @@ class Run:
 
     @cached_property
     def _trials(self) -> list[Trial]:
-        return [read_trial(frozen, self.measures(frozen.number)) for frozen in self._study[0]]
+        in_steps = self.unit == "steps"
+        return [
+            read_trial(frozen, self.measures(frozen.number), in_steps) for frozen in self._study[0]
+        ]
 
     def trial(self, number: int) -> Trial:
         """Return one trial.
@@ -125,15 +134,15 @@ class Run:
 
     def measures(self, number: int) -> list[dict[str, Any]]:
         """A trial's measures, a record for each rung."""
-        return read_records(self.trial_folder(number) / layout.MEASURES)[0]
+        return read_records(self.trial_folder(number) / layout.MEASURES, RungMeasures)[0]
 
     def samples(self, number: int) -> list[dict[str, Any]]:
         """A trial's sampled answers."""
-        return read_lines(self.trial_folder(number) / layout.SAMPLES)[0]
+        return read_lines(self.trial_folder(number) / layout.SAMPLES, Sample)[0]
 
     def decisions(self) -> list[dict[str, Any]]:
         """Every rung decision with the values it was made from, in the order they were made."""
-        return read_records(self.folder / layout.DECISIONS)[0]
+        return read_records(self.folder / layout.DECISIONS, Decision)[0]
 
     def verdict(self) -> dict[str, Any] | None:
         """The verdict, or None before there is one."""
@@ -141,8 +150,9 @@ class Run:
             return dict(self.unwritten_verdict)
         path = self.folder / layout.VERDICT
         if verdict := read_json(path):
-            needed = schema_checks.OF_A_WINNER if verdict.get("passing") else ()
-            schema_checks.check(path, verdict, schema_checks.VERDICT, needed)
+            passing = verdict.get("passing") is True
+            model = schema_checks.PassingVerdict if passing else schema_checks.Verdict
+            schema_checks.check(path, verdict, model)
         return verdict
 
     def full(self) -> dict[str, Any] | None:
@@ -152,7 +162,7 @@ class Run:
         """
         path = self.folder / layout.FULL_VERDICT
         if full := read_json(path):
-            schema_checks.check(path, full, schema_checks.FULL, ("trial", "test", "pairs"))
+            schema_checks.check(path, full, schema_checks.Full)
         winner = (self.verdict() or {}).get("winner")
         return full if full and full.get("trial") == winner else None
 
@@ -160,7 +170,7 @@ class Run:
         """What was loaded, dropped and truncated, or None before the data are prepared."""
         path = self.folder / layout.DATA_REPORT
         if report := read_json(path):
-            schema_checks.check(path, report, schema_checks.DATA_REPORT)
+            schema_checks.check(path, report, schema_checks.DataReport)
         return report
 
     @property
@@ -207,7 +217,7 @@ def check_info(folder: Path, info: Mapping[str, Any]) -> None:
             f"{folder} was written in format {written!r}, and this preftune reads up to "
             f"{layout.FORMAT}; update preftune."
         )
-    schema_checks.check(folder / layout.INFO, info, schema_checks.RUN)
+    schema_checks.check(folder / layout.INFO, info, schema_checks.Info)
 
 
 def _missing(run: Run) -> list[str]:
@@ -228,17 +238,17 @@ def _missing(run: Run) -> list[str]:
             missing.append(f"{name} is missing: {what}")
     if (line := run.damaged_journal_line) is not None:
         missing.append(f"study.journal is damaged at line {line}: trials after it are not shown")
-    files = [run.folder / layout.DECISIONS]
+    files: list[tuple[Path, type[Record]]] = [(run.folder / layout.DECISIONS, Decision)]
     for trial in run.trials():
         path = run.trial_folder(trial.number) / layout.MEASURES
         if path.is_file():
-            files.append(path)
+            files.append((path, RungMeasures))
         elif trial.state in ("complete", "stopped"):
             missing.append(
                 f"trial {trial.number} has no measures.jsonl: only its objective is known"
             )
-    for path in files:
-        for number in read_records(path)[1]:
+    for path, model in files:
+        for number in read_records(path, model)[1]:
             missing.append(f"{path.relative_to(run.folder)} cannot be read at line {number}")
     unfinished = [str(t.number) for t in run.trials() if t.state == "running"]
     if unfinished and not run.active:

@@ -17,15 +17,21 @@ class Trial:
     cause: str | None
     params: dict[str, Any]
     value: float | None  # the objective at the last rung reached
-    pairs: int  # that rung; 0 before the first
-    rungs: dict[int, float] = field(default_factory=dict)  # pairs -> objective
+    pairs: int  # seen there, or where only the journal is left, that rung; 0 if not known
+    rungs: dict[int, float] = field(default_factory=dict)  # in `Run.unit` -> objective
     constraints: dict[str, float] = field(default_factory=dict)  # positive: broken
     attrs: dict[str, Any] = field(default_factory=dict)
     measures: dict[str, Any] = field(default_factory=dict)  # at the last rung
 
 
-def read_trial(frozen: Any, measures: list[dict[str, Any]]) -> Trial:
-    """Translate Optuna's trial; `frozen` is an `optuna.trial.FrozenTrial`."""
+def read_trial(frozen: Any, measures: list[dict[str, Any]], in_steps: bool) -> Trial:
+    """Translate a trial of Optuna.
+
+    Args:
+        frozen: an `optuna.trial.FrozenTrial`.
+        measures: its lines of `measures.jsonl`.
+        in_steps: its rungs are in optimizer steps, which say nothing about the pairs seen.
+    """
     attrs = dict(frozen.user_attrs)
     constraints = dict(frozen.constraints)
     ended_by = attrs.get("ended_by")
@@ -33,7 +39,6 @@ def read_trial(frozen: Any, measures: list[dict[str, Any]]) -> Trial:
     last = max(rungs, default=0)
     value = frozen.values[0] if frozen.values else rungs.get(last)
     latest = measures[-1] if measures else {}
-    seen = latest.get("pairs")
     broken = any(not value <= 0 for value in constraints.values())
     state = {
         "COMPLETE": "complete",
@@ -54,7 +59,7 @@ def read_trial(frozen: Any, measures: list[dict[str, Any]]) -> Trial:
         params=_params(frozen),
         value=value,
         # A trial that broke a limit may tell no objective there; its measures say how far it got.
-        pairs=max(last, seen if isinstance(seen, int) else 0),
+        pairs=max(0 if in_steps else last, latest.get("pairs", 0)),
         rungs=rungs,
         constraints=constraints,
         attrs=attrs,

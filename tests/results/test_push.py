@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hub import Hub
 from publishing import PICTURE, PUBLISHED, TOKEN, draw, published, push, pushed
-from run_folder import write_model, write_run
+from run_folder import FULL, write_model, write_run
 from searching import HANG
 
 from results.publish.hub_names import tag_of
@@ -124,7 +124,7 @@ def test_another_branch(me: Hub, run: Run) -> None:
     assert published(repository) == [] and published(repository, "next/try") == PUBLISHED
     assert repository.state["tags"] == {"won": commit}
     for bad in ("-x", "a..b", "a b", "x.lock", "a/", "/a"):
-        with pytest.raises(UserError, match="--revision .* can be no branch"):
+        with pytest.raises(UserError, match="--revision .* cannot be a branch"):
             pushed(me, run, revision=bad)
 
 
@@ -324,7 +324,7 @@ def test_folders_that_can_be_none(run: Run, tmp_path: Path) -> None:
     for name in (f"./{'a' * 300}", f"{tmp_path}/{'a' * 300}"):
         with pytest.raises(UserError, match="cannot be written .File name too long"):
             push(run, name)
-    with pytest.raises(UserError, match="is no name of a repository"):
+    with pytest.raises(UserError, match="is not the name of a repository"):
         push(run, "a" * 300)
     push(run, str(tmp_path / "out"))
     shutil.copytree(tmp_path / "out", run.folder / "best", dirs_exist_ok=True)
@@ -336,12 +336,7 @@ def trained_on_all(folder: Path, **fields: object) -> Run:
     """Give a run what `preftune train` leaves: another model, and what it was compared with."""
     if not (folder / "full").exists():
         write_model(folder / "full", seed=3)
-    full = {"outcome": "better", "passing": True, "trial": 0, "params": {}, "pairs": 48733}
-    full |= {"winner_pairs": 1600, "metric": "win_rate", "direction": "maximize", "broken": []}
-    full["test"] = {"win_rate": 0.86, "judge_score": 0.83, "kl": 2.2, "ended": 1.0}
-    full["against_reference"] = {"difference": 0.36, "interval": [0.31, 0.41]}
-    full["against_winner"] = {"difference": 0.06, "interval": [0.02, 0.08]}
-    (folder / "full.json").write_text(json.dumps(full | fields))
+    (folder / "full.json").write_text(json.dumps(FULL | fields))
     return open_run(folder)
 
 

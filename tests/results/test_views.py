@@ -120,10 +120,10 @@ def test_full_training_is_compared_with_the_winner() -> None:
     full["against_reference"] = {"difference": -0.1, "interval": [-0.2, 0.1]}
     full["broken"] = [{"name": "kl", "value": 31.27, "of": "own"}]
     assert verdict_view.full_sentence(full) == (
-        "The model trained on all 48,733 pairs cannot be told from the search's winner, trial 3 "
-        "with 4,000: pair_loss 0.452 against 0.552 (-0.100 [-0.200, +0.100]) on the test split; it "
-        "does not beat the reference (+0.100 [-0.100, +0.200]). It is outside the search's limits "
-        "there: kl 31.3."
+        "The model trained on all 48,733 pairs is not clearly better or worse than the search's "
+        "winner, trial 3 with 4,000: pair_loss 0.452 against 0.552 (-0.100 [-0.200, +0.100]) on "
+        "the test split; it does not beat the reference (+0.100 [-0.100, +0.200]). It is outside "
+        "the search's limits there: kl 31.3."
     )
 
 

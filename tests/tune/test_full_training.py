@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from rich.console import Console
-from run_folder import SPEC, write_json, write_run
+from run_folder import FULL, SPEC, write_json, write_run
 from searching import HANG, end_with_family, preftune, start, wait_for
 
 from results.publish.card import published_texts
@@ -338,9 +338,9 @@ def test_refused_while_another_process_has_the_run(ended: Path) -> None:
 
 
 def test_training_of_an_earlier_winner_is_not_this_ones(ended: Path) -> None:
-    write_json(ended / "full.json", {"trial": 3, "pairs": 2000, "test": {}})
+    write_json(ended / "full.json", {**FULL, "trial": 3})
     assert open_run(ended).full() is None
-    write_json(ended / "full.json", {"trial": 0, "pairs": 2000, "test": {}})
+    write_json(ended / "full.json", FULL)
     assert (open_run(ended).full() or {})["trial"] == 0
 
 
