@@ -29,7 +29,9 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        self.content: object = None  # what tells these weights from others of the same name
+        self.content: object = (
+            None  # the versions of its files: other weights may get the same name
+        )
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self._ends = {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
@@ -148,7 +150,7 @@ def load(path_or_repo: str, tokenizer: str | Path | None = None) -> Engine:
     cuda = torch.cuda.is_available()
     # Of a model without safetensors transformers would ask a service to convert it, in public.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    disable_progress_bar()  # the page's terminal is no place for one
+    disable_progress_bar()  # the page's terminal does not need one
     try:
         loaded = AutoTokenizer.from_pretrained(str(tokenizer or local), trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare `Exception` on a damaged file

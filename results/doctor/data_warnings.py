@@ -89,18 +89,18 @@ def _few_prompts(run: Run) -> Iterator[Finding]:
 
 
 def _shared_prompts(run: Run) -> Iterator[Finding]:
-    found, much = [], False
+    counts, much = [], False
     for name, split in splits_of(run).items():
         dropped, raw = split.get("dropped") or {}, figure(split, "raw")
         shared = sum(figure(dropped, f"also_in_{other}") or 0 for other in ("train", "validation"))
         if shared and raw:
-            found.append(f"{shared:,.0f} of {raw:,.0f} {plain(name)} pairs")
+            counts.append(f"{shared:,.0f} of {raw:,.0f} {plain(name)} pairs")
             much = much or shared >= SHARED * raw
     if not much:
         return
     yield Finding(
         "shared prompts",
-        f"{', '.join(found)} were dropped because their prompt also stands in a split before. "
+        f"{', '.join(counts)} were dropped because their prompt is also in an earlier split. "
         "Kept, they would have made a model look better for what it learnt by heart. The measures "
         "here are safe; split these data by prompt wherever else you use them.",
     )

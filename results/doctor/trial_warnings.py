@@ -241,7 +241,7 @@ def _restarts(run: Run, trial: Trial) -> Iterator[Finding]:
     often = "once" if times == 1 else f"{compact(times)} times"
     yield Finding(
         "restarted after crashes",
-        f"Its process died {often}, and it went on from its newest checkpoint. "
+        f"Its process died {often}, and it resumed from its newest checkpoint. "
         "What it measured counts; if it happens often, see whether the machine runs out of memory.",
     )
 

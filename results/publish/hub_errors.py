@@ -51,21 +51,21 @@ def refusal(repo: str, kind: str, endpoint: str, error: BaseException) -> str:
     """
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    found = cause(error)
-    if isinstance(found, OfflineModeIsEnabled):
+    origin = cause(error)
+    if isinstance(origin, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it to push to the Hub."
     if (answered := status(error)) is not None:
-        return _answered(repo, answered, found)
-    reason = " ".join(str(found).split()).rstrip(".") or type(found).__name__
-    if _unreached(found) and found is not error:
+        return _answered(repo, answered, origin)
+    reason = " ".join(str(origin).split()).rstrip(".") or type(origin).__name__
+    if _unreached(origin) and origin is not error:
         return (
             f"The connection to the Hub at {endpoint} broke off during an upload to {repo} "
             f"({reason}); push again: files that have arrived are not sent again."
         )
-    if _unreached(found):
+    if _unreached(origin):
         folder = ", or push to a local folder such as ./model" if kind == "model" else ""
         return f"The Hub at {endpoint} cannot be reached ({reason}); check the connection{folder}."
-    if isinstance(found, JSONDecodeError):
+    if isinstance(origin, JSONDecodeError):
         return (
             f"What answers at {endpoint} is not a Hub ({reason}); fix HF_ENDPOINT or the proxy, "
             f"then push to {repo} again."
@@ -74,8 +74,8 @@ def refusal(repo: str, kind: str, endpoint: str, error: BaseException) -> str:
 
 
 def _answered(repo: str, status: int, error: Any) -> str:
-    said = " ".join((error.server_message or "").split()).rstrip(".")
-    told = f"{status}: {said}" if said else str(status)
+    message = " ".join((error.server_message or "").split()).rstrip(".")
+    detail = f"{status}: {message}" if message else str(status)
     if status == 401:
         return (
             f"The Hub does not accept the token for {repo} (401); log in again with `hf auth "
@@ -83,16 +83,16 @@ def _answered(repo: str, status: int, error: Any) -> str:
         )
     if status == 403:
         return (
-            f"The token may not write to {repo} ({told}); use a token of role `write` and a user "
+            f"The token may not write to {repo} ({detail}); use a token of role `write` and a user "
             "or organization that it belongs to."
         )
     if status == 404:
         return (
-            f"The Hub knows no user or organization for {repo} ({told}); check the part before "
+            f"The Hub knows no user or organization for {repo} ({detail}); check the part before "
             "the /."
         )
     if status in (409, 412):
-        return f"Others were writing to {repo} at the same time ({told}); push again."
+        return f"Others were writing to {repo} at the same time ({detail}); push again."
     if status == 429:
-        return f"The Hub takes no more requests for now ({told}); push to {repo} again later."
-    return f"The Hub refused {repo} ({told}); push again later."
+        return f"The Hub takes no more requests for now ({detail}); push to {repo} again later."
+    return f"The Hub refused {repo} ({detail}); push again later."

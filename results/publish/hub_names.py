@@ -11,7 +11,7 @@ REF = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)|[./]$))[\w][\w./-]*", re.ASCII)
 
 
 def check_name(repo: str, or_folder: bool = True) -> None:
-    """Refuse a name that can be no repository's.
+    """Refuse a name that cannot be a repository's.
 
     Args:
         repo: `name/repo`, or the name alone.
@@ -28,7 +28,7 @@ def check_name(repo: str, or_folder: bool = True) -> None:
     except HFValidationError as error:
         folder = ", or start a local folder with ./" if or_folder else ""
         raise UserError(
-            f"{repo!r} is no name of a repository on the Hub; write it as `name/repo`{folder}"
+            f"{repo!r} is not the name of a repository on the Hub; write it as `name/repo`{folder}"
         ) from error
 
 
@@ -40,7 +40,7 @@ def check_branch(name: str) -> None:
     """
     if not REF.fullmatch(name):
         raise UserError(
-            f"--revision {name!r} can be no branch: use letters, digits, `-`, `_`, `.` and `/`, "
+            f"--revision {name!r} cannot be a branch: use letters, digits, `-`, `_`, `.` and `/`, "
             "and begin with a letter or a digit."
         )
     if name.startswith("refs/") or COMMIT.fullmatch(name):
@@ -81,15 +81,15 @@ def token_here(token: str | None) -> str:
     """
     from huggingface_hub import get_token
 
-    found = token or get_token()
-    if not found:
+    token = token or get_token()
+    if not token:
         raise UserError(
             "There is no Hugging Face token on this machine; run `hf auth login` with a token that "
             "may write, or set HF_TOKEN, then push again."
         )
-    if not (found.isascii() and found.isprintable() and " " not in found):
+    if not (token.isascii() and token.isprintable() and " " not in token):
         raise UserError(
             "The Hugging Face token of this machine holds characters that no token has; copy it "
             "again, with `hf auth login` or into HF_TOKEN."
         )
-    return found
+    return token

@@ -1,4 +1,4 @@
-"""Under which licence a tuned model stands: its base's, as the base's card on the Hub says.
+"""The licence of a tuned model: its base's, as the base's card on the Hub says.
 
 The search notes it down when it finds the base; what it could not see is looked up at the push.
 """
@@ -47,11 +47,11 @@ def completed(licence: Licence, run: Run, token: str | None, endpoint: str | Non
     model = run.info.get("model") or {}
     path, pairs = hub_id(run, "model"), hub_id(run, "dataset")
     if not licence.model and path:
-        found = of_repository("model", path, model.get("revision"), token, endpoint)
-        licence = replace(licence, model=found)
+        metadata = of_repository("model", path, model.get("revision"), token, endpoint)
+        licence = replace(licence, model=metadata)
     if licence.dataset is None and pairs:
-        found = of_repository("dataset", pairs, None, token, endpoint)
-        licence = replace(licence, dataset=found.get("license"))
+        metadata = of_repository("dataset", pairs, None, token, endpoint)
+        licence = replace(licence, dataset=metadata.get("license"))
     return licence
 
 
@@ -75,9 +75,9 @@ def of_repository(
     return _clean({key: data.get(key) for key in KEYS} if data else {}, path)
 
 
-def _clean(found: dict[str, Any], path: object) -> dict[str, str]:
+def _clean(metadata: dict[str, Any], path: object) -> dict[str, str]:
     """Keep what has the form of a licence: a stranger wrote it."""
-    name, title, link = (found.get(key) for key in KEYS)
+    name, title, link = (metadata.get(key) for key in KEYS)
     name = name[0] if isinstance(name, list) and len(name) == 1 else name
     if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
         return {}

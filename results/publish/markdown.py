@@ -5,23 +5,23 @@ from pathlib import Path
 
 from results.formatting import compact, count, plain
 
-# An underscore inside a word is no markup. Bare addresses become links without any mark.
+# An underscore inside a word is not markup. Bare addresses become links without any mark.
 MARKS = re.compile(r"[\\`*{}\[\]<>#|~$!&@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=\bwww)\.")
 FIRST = re.compile(r"^([-+=]|\d{1,9}(?=[.)]))")  # would begin a list, or underline a heading
 
 
 def inline(text: object) -> str:
     """One line of text inside a line: in the cell of a table no list and no heading begins."""
-    return MARKS.sub(lambda found: "\\" + found[0], " ".join(plain(text).split()))
+    return MARKS.sub(lambda match: "\\" + match[0], " ".join(plain(text).split()))
 
 
 def literal(text: object) -> str:
     """One line of running text."""
     line = inline(text)
-    found = FIRST.match(line)
-    if found is None:
+    first = FIRST.match(line)
+    if first is None:
         return line
-    head = found[0]
+    head = first[0]
     return f"{head}\\{line[len(head) :]}" if head[0].isdigit() else f"\\{line}"
 
 

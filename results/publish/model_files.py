@@ -113,10 +113,10 @@ def _checkpoint(run: Run, trial: int) -> Iterator[Path]:
 
 def _complete(run: Run, weights: Path, what: str, parts: frozenset[str]) -> dict[str, Path]:
     """The files of a model or, where `parts` says so, of an adapter; complete and no links."""
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for home in (run.reference_tokenizer(), weights):  # the weights' own tokenizer goes first
         if home is not None and home.is_dir():
-            found |= {
+            by_name |= {
                 path.name: path
                 for path in home.iterdir()
                 if path.is_file()
@@ -125,24 +125,24 @@ def _complete(run: Run, weights: Path, what: str, parts: frozenset[str]) -> dict
                     or (parts is MODEL and WEIGHTS.fullmatch(path.name) is not None)
                 )
             }
-    has_weights = any(name.endswith(".safetensors") for name in found)
+    has_weights = any(name.endswith(".safetensors") for name in by_name)
     config = "config.json" if parts is MODEL else "adapter_config.json"
-    lacking = [] if config in found else [config]
+    lacking = [] if config in by_name else [config]
     lacking += [] if has_weights else ["*.safetensors"]
-    lacking += [] if TOKENIZERS & set(found) else ["a tokenizer"]
+    lacking += [] if TOKENIZERS & set(by_name) else ["a tokenizer"]
     if lacking:
         raise UserError(
             f"{what} cannot be published: {weights} has no {' and no '.join(lacking)}. "
             + _way_out(run, weights)
         )
-    for path in found.values():
+    for path in by_name.values():
         _check_whole(path, what)
-    if absent := _shards(found) - set(found):
+    if absent := _shards(by_name) - set(by_name):
         raise UserError(
             f"{what} cannot be published: {weights} has no {min(absent)}, a part of its weights. "
             "Restore it from a copy, or name another trial with --trial."
         )
-    return found
+    return by_name
 
 
 def _way_out(run: Run, weights: Path) -> str:
@@ -151,15 +151,15 @@ def _way_out(run: Run, weights: Path) -> str:
     return "Weights are kept of the best few trials only."
 
 
-def _shards(found: Mapping[str, Path]) -> set[str]:
+def _shards(by_name: Mapping[str, Path]) -> set[str]:
     """Names of the files that the weights are in, as their index and their own names say."""
     named: set[str] = set()
-    for name in found:
+    for name in by_name:
         if part := SHARD.fullmatch(name):
             named |= {f"model-{n:05}-of-{part[1]}.safetensors" for n in range(1, int(part[1]) + 1)}
             named.add(INDEX)
-    if INDEX in found:
-        index = json.loads(found[INDEX].read_text(encoding="utf-8"))
+    if INDEX in by_name:
+        index = json.loads(by_name[INDEX].read_text(encoding="utf-8"))
         files = index.get("weight_map") if isinstance(index, dict) else None
         named |= {str(file) for file in files.values()} if isinstance(files, dict) else set()
     return named

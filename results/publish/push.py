@@ -64,7 +64,7 @@ def push(
         access: how the Hub is reached.
 
     Raises:
-        UserError: nothing to publish, the verdict does not stand behind it, or the Hub refused.
+        UserError: nothing to publish, its verdict does not pass, or the Hub refused.
     """
     chosen, access = chosen or candidate(run), access or Access()
     if not chosen.passing and not force:

@@ -15,8 +15,8 @@ OWN = ("storage", "checkpoints", "trackers")
 def spec_yaml(run: Run) -> str | None:
     """Write the search for `preftune run spec.yaml`; None where the run folder has none.
 
-    Base model and data set are pinned to the commits that were used. Of a local path stands the
-    last part, and a comment says so.
+    Base model and data set are pinned to the commits that were used. Of a local path the last
+    part is left, and a comment says so.
     """
     if not run.spec:
         return None

@@ -1,6 +1,6 @@
 """One commit on the Hub with exactly the files that were meant, and then a tag for it.
 
-Whatever fails on the way leaves the commit before, untagged: the same command goes on from there.
+Whatever fails on the way leaves the commit before, untagged: the same command resumes from there.
 """
 
 import hashlib
@@ -126,15 +126,17 @@ def upload(wanted: Upload, token: str, endpoint: str | None = None) -> Uploaded:
             return work.go()
         except (HTTPError, OSError, ValueError, RuntimeError) as error:
             if wait is None or not passes(error) or patience(error) > LONGEST:
-                said = refusal(wanted.repo, wanted.kind, api.endpoint, error) + work.left_behind()
+                message = (
+                    refusal(wanted.repo, wanted.kind, api.endpoint, error) + work.left_behind()
+                )
                 # A server may repeat what it was sent.
-                raise UserError(said.replace(token, "***")) from error
+                raise UserError(message.replace(token, "***")) from error
             time.sleep(max(wait, patience(error)))
     raise AssertionError("the last try returns or raises")
 
 
 class _Work:
-    """One upload; what it has found out and done outlives its tries."""
+    """One upload; what it knows and has done outlives its tries."""
 
     def __init__(self, wanted: Upload, api: Any) -> None:
         self.wanted, self.api = wanted, api
@@ -172,11 +174,11 @@ class _Work:
     def left_behind(self) -> str:
         """Say what a failed upload has left on the Hub, where that is more than nothing."""
         if self.committed:
-            return f" The files are in {self.repo}, but not tagged: the same command goes on."
+            return f" The files are in {self.repo}, but not tagged: the same command resumes."
         if self.empty:
             kind = " --type dataset" if self.wanted.kind == "dataset" else ""
             return (
-                f" {self.repo} exists and is still empty: the same command goes on, or `hf repos "
+                f" {self.repo} exists and is still empty: the same command resumes, or `hf repos "
                 f"delete {self.repo}{kind}` removes it."
             )
         return ""
@@ -251,13 +253,13 @@ class _Work:
             )
 
     def _tag(self, commit: str) -> tuple[str, bool]:
-        """Tag a commit, unless an earlier tag of this name already stands for the same files.
+        """Tag a commit, unless an earlier tag of this name already has the same files.
 
         A tag is never moved: somebody may have pinned it. Other files get the next number.
         """
         kind = self.wanted.kind
         refs = self.api.list_repo_refs(self.repo, repo_type=kind)
-        tags, branches = ({ref.name for ref in some} for some in (refs.tags, refs.branches))
+        tags, branches = ({ref.name for ref in group} for group in (refs.tags, refs.branches))
         for number in count(1):
             name = self.wanted.tag if number == 1 else f"{self.wanted.tag}-v{number}"
             if name in branches:

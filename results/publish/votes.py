@@ -20,7 +20,7 @@ def votes(run: Run) -> list[dict[str, list[Message]]]:
         The votes in the order they were cast; none where nobody has voted.
 
     Raises:
-        UserError: a line is no vote; with its number.
+        UserError: a line is not a vote; with its number.
     """
     path = run.folder / layout.VOTES
     try:
@@ -41,18 +41,18 @@ def _vote(path: Path, number: int, line: str) -> dict[str, list[Message]]:
     except (ValueError, RecursionError) as error:
         raise wrong("it is not JSON") from error
     if not isinstance(record, dict):
-        raise wrong("it is no JSON object")
+        raise wrong("it must be a JSON object")
     prompt = record.get("prompt")
     turns: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not _conversation(turns):
-        raise wrong("`prompt` is neither a text nor messages that end with the user's")
+        raise wrong("`prompt` must be text, or messages that end with the user's")
     for key in ("chosen", "rejected"):
         if not _text(record.get(key)):
-            raise wrong(f"`{key}` is no text")
+            raise wrong(f"`{key}` must be text that is not blank")
     if record["chosen"] == record["rejected"]:
         raise wrong("`chosen` and `rejected` are the same")
     if not _text(record.get("time")):
-        raise wrong("`time` is no text")
+        raise wrong("`time` must be text")
     # The time of a vote says when somebody was at the machine: it stays here.
     answers = {
         key: [{"role": "assistant", "content": record[key]}] for key in ("chosen", "rejected")
@@ -79,6 +79,6 @@ def _text(value: Any) -> bool:
         return False
     try:
         value.encode()
-    except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can spell
+    except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can hold
         return False
     return True

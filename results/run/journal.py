@@ -17,7 +17,7 @@ STUDY_NAME = "search"
 
 
 class ReadOnlyJournal(BaseJournalBackend):
-    """A journal file as it stands: never created, locked or written.
+    """A journal file that is only read: never created, locked or written.
 
     Optuna's own file backend creates a missing file and fails at a torn line in the middle. Here
     reading ends before the first line that is not a record: later ones count trials from it.

@@ -145,18 +145,21 @@ def test_nothing_private_leaves(me: Hub, run: Run) -> None:
     ("line", "words"),
     [
         ("{", "it is not JSON"),
-        ("[1]", "it is no JSON object"),
-        ('{"chosen": "a", "rejected": "b", "time": "t"}', "`prompt` is neither a text nor"),
-        ('{"prompt": " ", "chosen": "a", "rejected": "b", "time": "t"}', "`prompt` is neither"),
+        ("[1]", "it must be a JSON object"),
+        ('{"chosen": "a", "rejected": "b", "time": "t"}', "`prompt` must be text, or"),
+        (
+            '{"prompt": " ", "chosen": "a", "rejected": "b", "time": "t"}',
+            "`prompt` must be text, or",
+        ),
         (
             '{"prompt": [{"role": "assistant", "content": "x"}], "chosen": "a", "rejected": "b"}',
             "messages that end with the user's",
         ),
-        ('{"prompt": "p", "chosen": 1, "rejected": "b", "time": "t"}', "`chosen` is no text"),
-        ('{"prompt": "p", "chosen": "a", "rejected": "", "time": "t"}', "`rejected` is no text"),
-        ('{"prompt": "p", "chosen": "\\ud800", "rejected": "b"}', "`chosen` is no text"),
+        ('{"prompt": "p", "chosen": 1, "rejected": "b", "time": "t"}', "`chosen` must be text"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "", "time": "t"}', "`rejected` must be text"),
+        ('{"prompt": "p", "chosen": "\\ud800", "rejected": "b"}', "`chosen` must be text"),
         ('{"prompt": "p", "chosen": "a", "rejected": "a", "time": "t"}', "are the same"),
-        ('{"prompt": "p", "chosen": "a", "rejected": "b"}', "`time` is no text"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b"}', "`time` must be text"),
     ],
 )
 def test_votes_are_read_strictly(run: Run, line: str, words: str) -> None:
@@ -187,7 +190,7 @@ def test_card_and_dry_run(me: Hub, run: Run) -> None:
     configs = card.data.to_dict()["configs"]
     assert [config["config_name"] for config in configs] == ["trials", "curves", "preferences"]
     assert "| `preferences` | 2 |" in card.text
-    with pytest.raises(UserError, match="no name of a repository .* `name/repo`$"):
+    with pytest.raises(UserError, match="not the name of a repository .* `name/repo`$"):
         push_data(run, "./here", access=Access(TOKEN, me.endpoint))
 
 

@@ -102,10 +102,10 @@ def test_what_does_not_pass_is_one_sentence(
     assert repository.state["tags"] == {}
     if step != "/tag/":
         assert published(repository) == []
-        assert "me/winner exists and is still empty: the same command goes on" in said
+        assert "me/winner exists and is still empty: the same command resumes" in said
     else:
         assert published(repository) == PUBLISHED
-        assert "The files are in me/winner, but not tagged: the same command goes on" in said
+        assert "The files are in me/winner, but not tagged: the same command resumes" in said
     me.mend()
     commit = pushed(me, run)
     assert len(me.asked("PUT", "^/lfs/")) == 1, "what had arrived was sent again"
@@ -216,7 +216,7 @@ def test_no_token_bad_name_offline_and_no_network(
     with pytest.raises(UserError, match="cannot be reached .*; check the connection"):
         push(run, "me/winner", token=TOKEN, endpoint=nowhere)
     assert no_waiting == [1.0, 4.0, 15.0]
-    with pytest.raises(UserError, match="no name of a repository"):
+    with pytest.raises(UserError, match="not the name of a repository"):
         push(run, "a/b/c", token=TOKEN, endpoint=nowhere)
     for address in ("http://localhost:port", "http://[::1"):
         with pytest.raises(UserError, match="address 'http://.* is not valid .*; fix or unset"):
