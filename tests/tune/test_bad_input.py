@@ -362,7 +362,7 @@ DAMAGE = [
     ("decisions binary", text("cut/decisions.jsonl", b"\xff\xfe\n"), "resume cut", 1, ["decisions.jsonl is damaged at line 1"]),
     ("verdict cut", cut("won/verdict.json", 50), "train won", 1, ["verdict.json cannot be read", "restore it"]),
     ("verdict without its winner", changed("won/verdict.json", winner=None), "train won", 1, ["verdict.json", "`winner` is missing"]),
-    ("verdict of other kinds", changed("won/verdict.json", finalists=[3]), "show won", 1, ["verdict.json", "`finalists` is [3]", "a list of mappings"]),
+    ("verdict of other kinds", changed("won/verdict.json", finalists=[3]), "show won", 1, ["verdict.json", "`finalists.0` is 3", "a mapping belongs there"]),
     ("verdict of a trial that is not there", both(prepared, changed("won/verdict.json", winner=99)), "push won ./out", 1, ["no trial 99", "0 to 5"]),
     ("data report of other kinds", text("won/data_report.json", '{"splits": 3}'), "report won", 1, ["data_report.json", "`splits` is 3"]),
     ("full.json of nothing", text("won/full.json", "{}1"), "train won", 1, ["full.json cannot be read"]),
