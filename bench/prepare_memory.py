@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import GPT2TokenizerFast
 
-from trainables.data.preferences import load_rows, prepare_pairs
+from trainables.data.preferences import prepare_pairs
+from trainables.data.sources import load_rows
 
 PROMPT = (81, 375)  # tokens: median and 95th percentile
 ANSWER = (362, 932)

@@ -117,10 +117,7 @@ def damage(folder: Path) -> str | None:
 
 
 def seal(folder: Path, **facts: object) -> None:
-    """Write `meta.json`, the facts and every file's checksum:
-
-    its presence means that the folder is complete.
-    """
+    """Write `meta.json`, which holds the facts and checksums, and marks the folder as complete."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != META)
     sums = {str(path.relative_to(folder)): checksum(path) for path in files}
     write_json(folder / META, {**facts, "files": sums})
@@ -145,10 +142,10 @@ def build_once(
     folder = root / f"{stage}-{key}"
     with FileLock(root / f".{folder.name}.lock"):
         if folder.exists():
-            found = damage(folder)
-            if found is None:
+            fault = damage(folder)
+            if fault is None:
                 return folder
-            log.warning("%s: computing it again", found)
+            log.warning("%s: computing it again", fault)
             shutil.rmtree(folder)
         started = time.monotonic()
         work = Path(tempfile.mkdtemp(dir=root, prefix=f".{folder.name}."))

@@ -32,10 +32,7 @@ class Plan:
         return self.micro_batch * self.accumulation
 
     def halved(self) -> "Plan | None":
-        """Return the plan with a smaller micro-batch and the same effective one;
-
-        None if one pair is left.
-        """
+        """Return a plan of the same batch in smaller micro-batches, or None if one pair is left."""
         if self.micro_batch == 1:
             return None
         divisor = next(d for d in range(2, self.micro_batch + 1) if self.micro_batch % d == 0)

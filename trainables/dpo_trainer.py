@@ -58,7 +58,7 @@ def dpo_arguments(
         report_to=[],
         disable_tqdm=True,
         logging_nan_inf_filter=False,  # a NaN must be seen, not averaged away
-        save_strategy="no",  # `_AtRungs` decides
+        save_strategy="no",  # `SaveAtRungs` decides
         save_total_limit=1,
         precompute_ref_log_probs=True,  # holds no reference model: the columns are there
         bf16=dtype is torch.bfloat16,

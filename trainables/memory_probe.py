@@ -14,9 +14,10 @@ from trl import DPOConfig
 from search_spaces.configuration import LORA
 from search_spaces.spec import Spec
 from trainables.budget import Plan, plan
-from trainables.dpo import Call, captured_log, release_memory, train_once
+from trainables.dpo import captured_log, release_memory, train_once
 from trainables.judges import Judge
 from trainables.prepared import Prepared
+from trainables.rungs import Call
 
 # So small that no weight moves: a probe that diverged would end before its rung, where most memory
 # is needed, and memory does not depend on the learning rate.

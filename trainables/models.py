@@ -17,8 +17,6 @@ from transformers.utils import logging
 from search_spaces.errors import UserError
 from trainables.hub import first_sentence, snapshot
 
-__all__ = ["load_model", "load_tokenizer", "snapshot"]
-
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -99,7 +97,7 @@ def load_model(
 def load_tokenizer(
     path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that stands beside a model.
+    """Load the tokenizer of a model.
 
     Raises:
         UserError: if there is none, or it cannot be read.

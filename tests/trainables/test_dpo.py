@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from search_spaces.errors import UserError
 from search_spaces.spec import Spec
-from trainables import dpo
+from trainables import dpo, rungs
 from trainables.artifacts import META, damage
 from trainables.budget import Plan, in_order, plan
 from trainables.dpo import failure, measure_once, train
@@ -275,7 +275,7 @@ def test_rung_that_does_not_fit_names_what_to_lower(
         attempts.append(1)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(dpo, "evaluate", full)
+    monkeypatch.setattr(rungs, "evaluate", full)
     found = measure_once(small_spec, PARAMS, prepared, seed=1, checkpoint=None, judge=None)
     assert found.failed is not None and "evaluation.max_new_tokens" in found.failed
     assert len(attempts) == 1

@@ -240,7 +240,8 @@ def test_a_resumed_run_keeps_its_commits(
 SENTENCES = """
 import json, sys
 from search_spaces.errors import UserError
-from trainables.models import load_model, snapshot
+from trainables.hub import snapshot
+from trainables.models import load_model
 from trainables.data.sources import load_rows, source_of
 said = []
 for function, *arguments in json.load(sys.stdin):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from search_spaces.spec import Spec, validate
-from trainables import dpo
+from trainables import rungs
 from trainables.evaluation.evaluate import Evaluation
 from trainables.memory_probe import LEARNING_RATE, optimizer_state, peak_of_a_step, widest
 from trainables.prepared import Prepared
@@ -61,12 +61,12 @@ def test_probe_reaches_its_rung_where_the_largest_learning_rate_diverges(
         small_spec,
         {"learning_rate": {"choice": [1e25, 1e-4]}, "optim": {"choice": ["sgd", "adamw_torch"]}},
     )
-    real, measured = dpo._Trial.evaluate, []
+    real, measured = rungs.Trial.evaluate, []
 
-    def evaluate(trial: dpo._Trial) -> Evaluation:
+    def evaluate(trial: rungs.Trial) -> Evaluation:
         measured.append(type(trial.trainer.optimizer.optimizer).__name__)
         return real(trial)
 
-    monkeypatch.setattr(dpo._Trial, "evaluate", evaluate)
+    monkeypatch.setattr(rungs.Trial, "evaluate", evaluate)
     peak_of_a_step(spec, widest(spec, prepared.model), prepared, judge)
     assert measured == ["AdamW"]

@@ -23,12 +23,11 @@ from trainables.data.pairs import Unusable, read_pair
 from trainables.data.preferences import (
     REASONS,
     load_pairs,
-    load_rows,
     longer_is_chosen,
     prepare_pairs,
-    source_of,
     split_rows,
 )
+from trainables.data.sources import load_rows, source_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real data in {SHARED}")

@@ -20,7 +20,8 @@ from test_preferences import adds_up, assistant, byte_tokenizer, numbered, prepa
 from search_spaces.errors import SpecError, UserError
 from search_spaces.spec import Spec, load
 from search_spaces.yaml_io import SHIPPED, shipped
-from trainables.data.preferences import load_pairs, load_rows
+from trainables.data.preferences import load_pairs
+from trainables.data.sources import load_rows
 from tune.record import append_line, read_lines
 
 

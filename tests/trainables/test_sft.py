@@ -11,7 +11,8 @@ from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedTokenizerBase
 
 from search_spaces.errors import UserError
-from trainables.data.preferences import load_pairs, load_rows, prepare_pairs
+from trainables.data.preferences import load_pairs, prepare_pairs
+from trainables.data.sources import load_rows
 from trainables.models import load_model, load_tokenizer
 from trainables.sft import answers_only, run_sft
 

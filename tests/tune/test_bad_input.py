@@ -239,7 +239,7 @@ DATA = [
     ("all equal", data([{**row, "rejected": row["chosen"]} for row in PAIRS]), 1, ["because both answers are the same", "fix the data"]),
     ("all empty", data([{**row, "chosen": " "} for row in PAIRS]), 1, ["because an answer is empty", "fix the data"]),
     ("fewer rows than validation_pairs", data(PAIRS[:12]), 1, ["12 rows", "16 validation pairs", "dataset.validation_pairs lower"]),
-    ("one prompt throughout", data([{**row, "prompt": "Q?"} for row in PAIRS]), 1, ["validation split", "also stands in train", "dataset.validation_pairs"]),
+    ("one prompt throughout", data([{**row, "prompt": "Q?"} for row in PAIRS]), 1, ["validation split", "is also in train", "dataset.validation_pairs"]),
     ("max_length that drops all", data(PAIRS, training={"max_length": 3}), 1, ["the prompt alone fills max_length", "training.max_length"]),
     ("max_length beyond the model", data(PAIRS, training={"max_length": 100_000}), 1, ["100000", "positions", "set training.max_length to"]),
     ("no such split", data(PAIRS, dataset={**GOOD["dataset"], "path": "./pairs.jsonl", "split": "dev"}), 1, ["no split 'dev'", "it has train"]),

@@ -14,7 +14,8 @@ from results.run.listing import open_run
 from results.run.run import Run
 from search_spaces.errors import UserError
 from search_spaces.spec import load
-from trainables.data.preferences import load_rows, split_rows
+from trainables.data.preferences import split_rows
+from trainables.data.sources import load_rows
 from tune.record import create
 from tune.warm_start import earlier_run, warm_study
 

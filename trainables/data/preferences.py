@@ -16,10 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.errors import UserError
 from trainables.artifacts import write_json
 from trainables.data.chat_template import ChatTemplate, Texts, Unrenderable, settle
+from trainables.data.files import in_memory
 from trainables.data.pairs import Pair, Unusable, read_pair
-from trainables.data.sources import in_memory, load_rows, source_of
-
-__all__ = ["REASONS", "SPLITS", "load_pairs", "load_rows", "prepare_pairs", "source_of"]
 
 SPLITS = ("train", "validation", "test")
 REASONS = {
@@ -30,8 +28,8 @@ REASONS = {
     "equal_answers": "both answers are the same",
     "eos_in_answer": "an answer spells out the EOS token",
     "template": "the chat template refuses the conversation",
-    "also_in_train": "the prompt also stands in train",
-    "also_in_validation": "the prompt also stands in validation",
+    "also_in_train": "the prompt is also in train",
+    "also_in_validation": "the prompt is also in validation",
     "prompt_too_long": "the prompt alone fills max_length",
     "equal_when_cut": "both answers are the same once cut to max_length",
 }
