@@ -307,11 +307,9 @@ def build_sft(folder: Path, spec: Spec, sent: Shipment, base: Path, data: Path) 
     assert spec.sft is not None
     run_sft(
         sent.here(base),
-        None,
         sent.here(data),
         folder,
-        epochs=spec.sft.epochs,
-        learning_rate=spec.sft.learning_rate,
+        spec.sft,
         seed=spec.search.seed,
         precision=spec.precision,
         trust_remote_code=spec.trust_remote_code,

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedTokenizerBase
 
 from search_spaces.errors import UserError
+from search_spaces.schema import SFT
 from trainables.data.preferences import load_pairs, prepare_pairs
 from trainables.data.sources import load_rows
 from trainables.models import load_model, load_tokenizer
@@ -46,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeniz
 
 
 def test_the_loss_falls_and_the_model_is_saved(model: Path, data: Path, tmp_path: Path) -> None:
-    found = run_sft(model, None, data, tmp_path, epochs=3, learning_rate=1e-2, seed=0)
+    found = run_sft(model, data, tmp_path, SFT(epochs=3, learning_rate=1e-2), seed=0)
     # 128 pairs, 16 to a step, three times.
     assert (found["steps"], found["micro_batch"]) == (24, 16)
     size = len(load_tokenizer(data / "tokenizer"))
@@ -92,7 +93,7 @@ def test_two_passes_with_the_same_seed_are_the_same(
     weights = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         (tmp_path / name).mkdir()
-        run_sft(model, None, data, tmp_path / name, epochs=1, learning_rate=1e-3, seed=seed)
+        run_sft(model, data, tmp_path / name, SFT(epochs=1, learning_rate=1e-3), seed=seed)
         weights.append(load_model(tmp_path / name / "model").transformer.wte.weight)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -109,12 +110,12 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
         return forward(self, input_ids, **kwargs)
 
     monkeypatch.setattr(GPT2Model, "forward", small_memory)
-    found = run_sft(model, None, data, tmp_path, epochs=1, learning_rate=1e-3, seed=0)
+    found = run_sft(model, data, tmp_path, SFT(epochs=1, learning_rate=1e-3), seed=0)
     assert (found["micro_batch"], found["steps"]) == (4, 8)
 
     monkeypatch.setattr(GPT2Model, "forward", no_memory)
     with pytest.raises(UserError, match="on one answer"):
-        run_sft(model, None, data, tmp_path, epochs=1, learning_rate=1e-3, seed=0)
+        run_sft(model, data, tmp_path, SFT(epochs=1, learning_rate=1e-3), seed=0)
 
 
 def no_memory(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -123,7 +124,7 @@ def no_memory(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def test_a_pass_that_diverges_is_refused(model: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="diverged|made the model worse") as error:
-        run_sft(model, None, data, tmp_path, epochs=1, learning_rate=1e4, seed=0)
+        run_sft(model, data, tmp_path, SFT(epochs=1, learning_rate=1e4), seed=0)
     assert "sft.learning_rate below 10000" in str(error.value)
     assert not (tmp_path / "model").exists()
 
@@ -133,15 +134,15 @@ def test_a_nan_ends_the_pass_at_its_step(data: Path, tmp_path: Path) -> None:
     spoilt.transformer.wte.weight.data.fill_(float("nan"))
     spoilt.save_pretrained(tmp_path / "spoilt")
     with pytest.raises(UserError, match="validation_loss is nan at step 0"):
-        run_sft(tmp_path / "spoilt", None, data, tmp_path, epochs=1, learning_rate=1e-3, seed=0)
+        run_sft(tmp_path / "spoilt", data, tmp_path, SFT(epochs=1, learning_rate=1e-3), seed=0)
 
 
 def test_a_model_that_is_too_small_is_refused(model: Path, data: Path, tmp_path: Path) -> None:
     small = GPT2Config(vocab_size=50, n_positions=64, n_embd=8, n_layer=1, n_head=1)
     GPT2LMHeadModel(small).save_pretrained(tmp_path / "vocabulary")
     with pytest.raises(UserError, match="embeds 50"):
-        run_sft(tmp_path / "vocabulary", None, data, tmp_path, epochs=1, learning_rate=1e-3, seed=0)
+        run_sft(tmp_path / "vocabulary", data, tmp_path, SFT(epochs=1, learning_rate=1e-3), seed=0)
     short = GPT2Config(vocab_size=1000, n_positions=8, n_embd=8, n_layer=1, n_head=1)
     GPT2LMHeadModel(short).save_pretrained(tmp_path / "positions")
     with pytest.raises(UserError, match="has 8 positions"):
-        run_sft(tmp_path / "positions", None, data, tmp_path, epochs=1, learning_rate=1e-3, seed=0)
+        run_sft(tmp_path / "positions", data, tmp_path, SFT(epochs=1, learning_rate=1e-3), seed=0)
