@@ -67,7 +67,7 @@ def same(one: object, other: object) -> bool:
 
 
 def _reason(data: Any) -> str | None:
-    """Say why a raw value is no domain, or return None."""
+    """Say why a raw value is not a domain, or return None."""
     if not isinstance(data, dict):
         return (
             "a field of the space needs a domain; put a constant under `training` "
@@ -77,7 +77,7 @@ def _reason(data: Any) -> str | None:
         return f"a domain has exactly one of {', '.join(KINDS)}; this has {len(data)} keys"
     ((kind, values),) = data.items()
     if kind not in KINDS:
-        return f"`{kind}` is no kind of domain; {nearest(kind, KINDS)}"
+        return f"`{kind}` is not a kind of domain; {nearest(kind, KINDS)}"
     if kind == "choice":
         return _choice_reason(values)
     if not isinstance(values, list) or len(values) != 2:
@@ -85,11 +85,11 @@ def _reason(data: Any) -> str | None:
     for value in values:
         if not is_number(value):
             return (
-                f"{value!r} is no finite number; write {{{kind}: [low, high]}} with "
+                f"{value!r} is not a finite number; write {{{kind}: [low, high]}} with "
                 f"numbers, not in quotes"
             )
         if kind in ("int", "logint") and not isinstance(value, int):
-            return f"{value!r} is no whole number; write one, or use uniform or loguniform"
+            return f"{value!r} is not a whole number; write one, or use uniform or loguniform"
     low, high = values
     if low >= high:
         return (
@@ -109,7 +109,7 @@ def _choice_reason(values: Any) -> str | None:
         return "a choice is a list of at least one value; write {choice: [a, b]}"
     for index, value in enumerate(values):
         if any(value == earlier for earlier in values[:index]):
-            return f"{value!r} stands twice among the choices (Optuna takes true for 1); keep one"
+            return f"{value!r} is twice among the choices (Optuna takes true for 1); keep one"
         if not _is_plain(value):
             return (
                 f"{value!r} cannot be a choice; use text, finite numbers, true, false, "

@@ -15,7 +15,7 @@ Meaning = Literal["quickstart", "file", "folder", "hub", "missing"]
 def meaning_of(value: str) -> Meaning:
     """Return what a location means on this machine now.
 
-    A path on the disk goes before a Hub id that is spelt alike. `missing` is a path that does not
+    A path on the disk comes before a Hub id of the same name. `missing` is a path that does not
     exist, or text that can be neither a path nor a Hub id.
     """
     if value == QUICKSTART:

@@ -117,7 +117,7 @@ class Objective(BaseModel):
 def with_defaults(objective: object, judge: object) -> object:
     """Fill a raw objective: the metric by whether there is a judge, then that metric's limits.
 
-    A default limit stands unless the spec gives one of that name. A limit given as null becomes an
+    A default limit applies unless the spec gives one of that name. A limit given as null becomes an
     empty bound: it was lifted on purpose.
     """
     if objective is None:

@@ -1,6 +1,6 @@
 """The fields of TRL and PEFT that are not the user's to set, each with the reason and the way out.
 
-Every other field is taken as it stands in `trl.DPOConfig` and `peft.LoraConfig`: a new one needs no
+Every other field is taken as it is in `trl.DPOConfig` and `peft.LoraConfig`: a new one needs no
 code here. Names are patterns, so that a new `save_...` is refused too.
 """
 
@@ -64,7 +64,7 @@ IN_TRAINING: Table = (
     ("padding_free", "TRL has switched it off for now, so it has no effect; leave it out"),
     (
         "sync_ref_model ref_model_*",
-        "the stored reference log-probs need a reference that stands still; leave it out",
+        "the stored reference log-probs need a reference that does not change; leave it out",
     ),
     ("ld_alpha", "the stored reference log-probs weigh every token alike; leave it out"),
     ("pad_token", "TRL has deprecated it, and preparation fixes the tokenizer; leave it out"),

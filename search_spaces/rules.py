@@ -66,19 +66,19 @@ def _checkpoints(spec: Spec) -> Iterator[Problem]:
     place = spec.checkpoints
     if place is None:
         return
-    found = urlsplit(place)
+    uri = urlsplit(place)
     # `//user:secret@`, also in an endpoint in the query, which is itself a URI.
-    if re.search(r"//[^/?@]*:.*@", unquote(place)) or SECRET.search(found.query):
+    if re.search(r"//[^/?@]*:.*@", unquote(place)) or SECRET.search(uri.query):
         yield Problem(
             "checkpoints",
-            f"{found.scheme}://...",  # a refusal may end up in a log
-            "a spec is no place for credentials; leave them out and set them in the environment, "
+            f"{uri.scheme}://...",  # a refusal may end up in a log
+            "a spec must not hold credentials; leave them out and set them in the environment, "
             "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         )
-    elif "://" in place and found.scheme not in OBJECT_STORES:
-        reason = f"no file system of pyarrow is called so; {nearest(found.scheme, OBJECT_STORES)}"
+    elif "://" in place and uri.scheme not in OBJECT_STORES:
+        reason = f"pyarrow has no file system of this name; {nearest(uri.scheme, OBJECT_STORES)}"
         yield Problem("checkpoints", place, reason)
-    elif "://" in place and not found.netloc and found.scheme != "file":
+    elif "://" in place and not uri.netloc and uri.scheme != "file":
         yield Problem("checkpoints", place, "it names no bucket; write s3://bucket/path")
     elif "://" not in place and not os.path.isabs(place):
         reason = "neither a URI nor an absolute path; write s3://bucket/path, or start it with /"
@@ -189,7 +189,7 @@ def try_first(spec: Spec, searched: Collection[str]) -> Iterator[Problem]:
         if not entry:
             yield Problem(key, entry, "it names no field; leave it out")
         if entry in entries[:index]:
-            yield Problem(key, entry, "this configuration stands twice; keep one")
+            yield Problem(key, entry, "this configuration is there twice; keep one")
         for name, value in entry.items():
             if name in spec.training:
                 yield Problem(f"{key}.{name}", value, "fixed under `training`; take it out here")

@@ -54,7 +54,7 @@ def _checked(raw: dict[str, Any], problems: list[Problem]) -> Spec:
     problems = problems + structural
     broken = [problem.key for problem in structural]
     for keys, check in rules.CHECKS:
-        # A check that reads a broken key would judge the default that stands in for it.
+        # A check that reads a broken key would judge the default that replaces it.
         if not any(_related(key, wrong) for key in keys for wrong in broken):
             problems += check(spec)
     problems += upstream_fields.problems(spec.space, searched, spec.training, spec.lora)
@@ -109,7 +109,7 @@ def _loss_lists(data: dict[str, Any]) -> None:
         domain["choice"] = [in_list(value) for value in domain["choice"]]
 
 
-# What stands in for a required key while the rest is checked.
+# What replaces a required key while the rest is checked.
 _STAND_INS: dict[str, Any] = {
     "model": "quickstart",
     "dataset": {"path": "quickstart"},
@@ -163,7 +163,7 @@ def _related(key: str, other: str) -> bool:
 
 
 def _section(loc: Sequence[int | str]) -> type[BaseModel] | None:
-    """Return the model whose keys stand at a location, if the grammar has one there."""
+    """Return the model whose keys are at a location, if the grammar has one there."""
     here: Any = Spec
     for part in loc:
         if isinstance(here, type) and issubclass(here, BaseModel):
@@ -194,5 +194,5 @@ def _reason(kind: str, message: str, value: object, loc: Sequence[int | str]) ->
     if kind == "string_type":
         return reason + "; put text that looks like a number or date in quotes"
     if isinstance(value, str) and kind.startswith(("int", "float")):
-        return reason + "; numbers stand without quotes"
+        return reason + "; write numbers without quotes"
     return reason

@@ -104,7 +104,7 @@ class _Upstream:
         """Yield what is wrong with a field's name, or else with each of its values.
 
         Args:
-            key: where the field stands in the spec.
+            key: where the field is in the spec.
             name: the field's own name, without `lora.`.
             values: the constant, the choices, or the two ends of a range.
             shown: what the user wrote.
@@ -150,7 +150,7 @@ class _Upstream:
             names = value if isinstance(value, list) else [value]
             for one in names:
                 if one not in LOSS_TYPES:
-                    return f"{one!r} is no loss type of TRL's; {nearest(one, LOSS_TYPES)}"
+                    return f"{one!r} is not a loss type of TRL; {nearest(one, LOSS_TYPES)}"
             return None if names else "name at least one loss type, such as [sigmoid]"
         if name == "f_divergence_type" and value not in F_DIVERGENCES:
             return f"no such divergence; {nearest(value, F_DIVERGENCES)}"
@@ -164,7 +164,7 @@ class _Upstream:
             )
         except ValidationError as error:
             expected = error.errors()[0]["msg"].removeprefix("Input should be ")
-            quoted = "; numbers stand without quotes" if isinstance(value, str) else ""
+            quoted = "; write numbers without quotes" if isinstance(value, str) else ""
             whole = (
                 "; use a choice or int"
                 if isinstance(value, float) and "integer" in expected

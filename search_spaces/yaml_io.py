@@ -35,7 +35,7 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(
                     None,
                     None,
-                    f"the key `{key}` stands twice; keep one",
+                    f"the key `{key}` is there twice; keep one",
                     node.value[index][0].start_mark,
                 )
         return super().construct_mapping(node, deep=deep)

@@ -112,7 +112,7 @@ def no_such_path(kind: Kind, path: str) -> str:
 
 
 def pin_dataset(path: str, revision: str | None) -> str | None:
-    """Return the commit that a data set's revision stands for, or None if the Hub is out of reach.
+    """Return the commit that a data set's revision names, or None if the Hub is out of reach.
 
     Raises:
         UserError: if the data set or revision does not exist or is gated.

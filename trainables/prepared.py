@@ -42,7 +42,7 @@ class Prepared:
         return sorted(found)
 
     def at(self, here: Callable[[Path], Path]) -> "Prepared":
-        """Return the same files where they stand on this node."""
+        """Return the same files where they are on this node."""
 
         def moved(split: Split) -> Split:
             answers = None if split.answers is None else here(split.answers)

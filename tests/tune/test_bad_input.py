@@ -189,7 +189,7 @@ SPECS = [
     ("two documents", text("spec.yaml", "a: 1\n---\nb: 2\n"), "run spec.yaml", 2, ["another document", "line 2"]),
     ("aliases", text("spec.yaml", "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"), "run spec.yaml", 2, ["aliases are not supported", "line 2"]),
     ("deep nesting", text("spec.yaml", "[" * 2000), "run spec.yaml", 2, ["not valid YAML"]),
-    ("key twice", text("spec.yaml", "model: a\nmodel: b\n"), "run spec.yaml", 2, ["`model` stands twice", "line 2"]),
+    ("key twice", text("spec.yaml", "model: a\nmodel: b\n"), "run spec.yaml", 2, ["`model` is there twice", "line 2"]),
     ("code in YAML", text("spec.yaml", "model: !!python/object/apply:os.system [id]\n"), "run spec.yaml", 2, ["not valid YAML"]),
     ("half of a character", text("spec.yaml", 'model: "\\ud800"\n'), "run spec.yaml", 2, ["model: holds half of a character"]),
     ("keys that steer a terminal", text("spec.yaml", '"a\\e[31mb\\nc": 1\n'), "run spec.yaml", 2, ["a\\x1b[31mb\\nc = 1: no such key"]),

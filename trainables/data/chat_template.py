@@ -1,6 +1,6 @@
 """The one chat template of a search: settled once, saved with the tokenizer for all that follows.
 
-A conversation is cut where the model begins to write. Before the cut stands the template of the
+A conversation is cut where the model begins to write. Before the cut is the template of the
 prompt with its generation prompt, exactly what the model sees when it generates; after it, the rest
 of the template of the whole conversation, up to the end of the assistant's turn.
 """
