@@ -26,7 +26,7 @@ from tune.worker import score_pairs
 SPLITS = ("train", "validation", "test")
 ALL = "all"  # rows of a split, in the key
 # Counts up when what is computed or kept changes: a new run then makes its own folder.
-LOGPS = 1  # 0: every pair was scored; now those that are needed, NaN elsewhere
+LOGPS = 2  # 1: the rows that are needed; 2: by the head that the policy has
 
 
 @dataclass(frozen=True)
