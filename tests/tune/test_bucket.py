@@ -36,6 +36,15 @@ from tune.record import Record, create
 
 SECRET = "planted+secret/key"
 MOTO = Path(sys.prefix) / "moto" / "bin" / "moto_server"
+# All of its configurations beat the reference clearly, and each is trained again often enough to
+# show it alone: whichever finalist is left, there is a winner.
+GOOD = (
+    TINY.replace("[1.0e-4, 4.0e-4]", "[2.5e-4, 4.0e-4]")
+    .replace("{loguniform: [0.3, 1.0]}", "{uniform: [0.3, 0.5]}")
+    .replace("pairs: 144", "pairs: 216")
+    .replace("prompts: 128", "prompts: 256")
+    .replace("seeds: 1", "seeds: 2")
+)
 pytestmark = [
     pytest.mark.skipif(not MOTO.exists(), reason="`make test` brings the S3 server"),
 ]
@@ -313,7 +322,7 @@ def test_kept_trial_is_pushed_out_of_the_bucket(server: Server, tmp_path: Path) 
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with the spec; its runs share what was prepared."""
     folder = tmp_path_factory.mktemp("searches")
-    (folder / "tiny.yaml").write_text(TINY)
+    (folder / "tiny.yaml").write_text(GOOD)
     return folder
 
 
