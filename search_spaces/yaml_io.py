@@ -119,8 +119,8 @@ def read(source: str) -> tuple[dict[str, Any], Path]:
     except UnicodeDecodeError:
         raise refuse("not a text file in UTF-8; save it as one") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        words = error.strerror if isinstance(error, OSError) else error
-        raise refuse(f"cannot be read ({words}); check the path and its permissions") from None
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise refuse(f"cannot be read ({cause}); check the path and its permissions") from None
     data = parse(text, source)
     if data is None:
         raise refuse("the file is empty; start from a shipped spec: " + ", ".join(shipped()))

@@ -27,7 +27,7 @@ from trainables.artifacts import seal
 from trainables.prepared import Prepared, Split
 from trainables.trial_report import Report
 from tune.cluster.connection import connected, host
-from tune.cluster.preemption import Notice
+from tune.cluster.preemption import Preemption
 from tune.cluster.share import Share
 from tune.cluster.shipping import Shipment
 from tune.context import Context
@@ -105,8 +105,8 @@ def main() -> None:
         context = Context(spec, record, study, prepared, Shipment(cluster.node), share)
         quiet = Console(file=open(os.devnull, "w"))  # noqa: SIM115  # open as long as the process
         progress = Watched(quiet, spec, record, study)
-        notice = Notice(quiet.print)
-        tune.search.search(context, progress, notice)
+        preemption = Preemption(quiet.print)
+        tune.search.search(context, progress, preemption)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from search_spaces.errors import UserError
 from search_spaces.locations import QUICKSTART, is_hub_id
 
 Kind = Literal["model", "dataset"]
-WORDS: dict[Kind, str] = {"model": "model", "dataset": "data set"}
+NOUNS: dict[Kind, str] = {"model": "model", "dataset": "data set"}
 CODE = "*.py"
 # Weights as safetensors only: a pickle from a stranger can run code when it is loaded.
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -52,14 +52,14 @@ def hub_errors(kind: Kind, path: str, revision: str | None) -> Iterator[None]:
         raise unreachable(kind, path) from error
     except JSONDecodeError as error:
         raise UserError(
-            f"What answers at {constants.ENDPOINT} is not a Hub, so the {WORDS[kind]} {path!r} "
+            f"What answers at {constants.ENDPOINT} is not a Hub, so the {NOUNS[kind]} {path!r} "
             "cannot be fetched: fix HF_ENDPOINT or the proxy, or give a local path."
         ) from error
 
 
 def refusal(kind: Kind, path: str, revision: str | None, error: HfHubHTTPError) -> str:
     """Say what the Hub's answer means for `path`, and the way out."""
-    word, status = WORDS[kind], error.response.status_code
+    word, status = NOUNS[kind], error.response.status_code
     where = page(kind, path)
     if isinstance(error, GatedRepoError):
         return (
@@ -95,7 +95,7 @@ def page(kind: Kind, path: str) -> str:
 def unreachable(kind: Kind, path: str) -> UserError:
     """Say that only the Hub could have `path`, and that it does not answer."""
     return UserError(
-        f"The Hub cannot be reached at {constants.ENDPOINT} to fetch the {WORDS[kind]} {path!r}, "
+        f"The Hub cannot be reached at {constants.ENDPOINT} to fetch the {NOUNS[kind]} {path!r}, "
         "which is neither on this machine nor whole in the cache: check the network and "
         "HF_HUB_OFFLINE, or give a local path."
     )

@@ -34,7 +34,7 @@ from tune import measurement
 from tune.cluster.connection import Cluster, connected
 from tune.cluster.latest_checkpoint import checkpoints, newest, seen
 from tune.cluster.liveness import Watch
-from tune.cluster.preemption import notice
+from tune.cluster.preemption import preemptible
 from tune.cluster.resources import plan_share
 from tune.cluster.share import Share
 from tune.cluster.shipping import Shipment, shipping
@@ -192,7 +192,7 @@ def _train(
     job.home.mkdir(parents=True, exist_ok=True)
     say(
         f"training trial {job.number} of run {run.name} on all {job.pairs:,} pairs "
-        f"(the search's {job.before:,}), {each.words()}"
+        f"(the search's {job.before:,}), {each.described()}"
     )
     with record.timed("train"):
         report = _followed(job, prepared, sent, each, say)
@@ -238,7 +238,7 @@ def _followed(
         say(f"continuing from {start:,} of {job.pairs:,} pairs")
     began = time.monotonic()
     watch = Watch(job.spec.search.stuck_minutes)
-    with notice(say) as given:
+    with preemptible(say) as preemption:
         while not ray.wait([task], timeout=1)[0]:
             pairs = seen(job.home)
             training = pairs < job.pairs  # then it is measured, and all of it is saved
@@ -249,9 +249,9 @@ def _followed(
                     f"{pairs:,} of {job.pairs:,} pairs: {_last_loss(job.home)}, "
                     f"about {timedelta(seconds=round(left))} left"
                 )
-                given.saved(MODEL)
-            if given.given:
-                given.leave([MODEL] if training else [])
+                preemption.saved(MODEL)
+            if preemption.given:
+                preemption.leave([MODEL] if training else [])
             if watch.end_hung({task: LEARN}):
                 return Report(failed=watch.cause)
     watch.forget(task, LEARN)

@@ -183,14 +183,14 @@ def prepare_data(stage: Stage, inputs: Inputs) -> Path:
 def pairs_sentence(report: Mapping[str, Any]) -> str:
     """Return how many pairs a data report counts, and what was dropped or cut and why."""
     splits = report["splits"]
-    kept = sum(split["kept"] for split in splits.values())
+    usable = sum(split["kept"] for split in splits.values())
     dropped = {
         reason: sum(split["dropped"].get(reason, 0) for split in splits.values())
         for reason in report["reasons"]
     }
-    parts = [f"{kept:,} of {sum(split['raw'] for split in splits.values()):,} pairs can be used"]
+    parts = [f"{usable:,} of {sum(split['raw'] for split in splits.values()):,} pairs can be used"]
     parts += [f"{n:,} dropped: {report['reasons'][why]}" for why, n in dropped.items() if n]
-    cut = sum((split["truncated"] or 0.0) * split["kept"] for split in splits.values()) / kept
+    cut = sum((split["truncated"] or 0.0) * split["kept"] for split in splits.values()) / usable
     if cut:
         parts.append(
             f"{cut:.2%} of them have an answer cut to training.max_length {report['max_length']:,}"

@@ -106,8 +106,8 @@ class Progress:
     def _summary(self) -> str:
         """Return trials by state, best so far and time left, in one line."""
         states = self._states()
-        words = ("complete", "stopped", "infeasible", "failed", "running", "paused")
-        parts = [f"{states[word]} {word}" for word in words if states[word]]
+        known = ("complete", "stopped", "infeasible", "failed", "running", "paused")
+        parts = [f"{states[word]} {word}" for word in known if states[word]]
         done, total = self._finished(states), self.spec.trials
         best = self.study.finalists(1)
         if best:

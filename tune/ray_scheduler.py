@@ -11,7 +11,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from search_spaces.errors import UserError
 from tune.cluster.checkpoint_storage import Checkpoints
-from tune.cluster.preemption import Notice
+from tune.cluster.preemption import Preemption
 from tune.ray_internals import DriverOnly, actor_of
 from tune.rungs import Rungs
 
@@ -25,21 +25,21 @@ class RungScheduler(DriverOnly, FIFOScheduler):
     """
 
     def __init__(
-        self, rungs: Rungs, checkpoints: Checkpoints, notice: Notice, stuck_minutes: float
+        self, rungs: Rungs, checkpoints: Checkpoints, preemption: Preemption, stuck_minutes: float
     ) -> None:
         """Take the rungs and what concerns the processes of trials.
 
         Args:
             rungs: decide what a report leads to.
             checkpoints: the run's.
-            notice: what to do when the driver is told to end.
+            preemption: what to do when the driver is told to end.
             stuck_minutes: a trial without a report for so long is ended.
         """
         super().__init__()
         self.rungs = rungs
         self.study = rungs.study
         self.checkpoints = checkpoints
-        self.notice = notice
+        self.preemption = preemption
         self.stuck_minutes = stuck_minutes
         self.last_report: dict[str, float] = {}
         self.stuck: set[str] = set()
@@ -50,9 +50,9 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         Ray asks at every step, so this is where hanging trials are ended, and a search that is
         told to end.
         """
-        if self.notice.given:
+        if self.preemption.given:
             live = controller.get_live_trials()
-            self.notice.leave([t.trial_id for t in live if t.status == RayTrial.RUNNING])
+            self.preemption.leave([t.trial_id for t in live if t.status == RayTrial.RUNNING])
             return None
         now = time.monotonic()
         for trial in list(controller.get_live_trials()):
@@ -104,7 +104,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         self.study.note(number, **facts)
         continues = self.rungs.reported(number, result["report"])
         if checkpoint:
-            self.notice.saved(trial.trial_id)
+            self.preemption.saved(trial.trial_id)
         if continues:
             return str(TrialScheduler.CONTINUE)
         # Ray stops it only after one more call to its worker, and would start it again if that

@@ -18,7 +18,7 @@ from search_spaces.spec import Spec
 from trainables.artifacts import storage_fault
 from tune.cluster.checkpoint_storage import NotReached, settle
 from tune.cluster.connection import Cluster, connected
-from tune.cluster.preemption import notice
+from tune.cluster.preemption import preemptible
 from tune.cluster.resources import plan_share
 from tune.cluster.shipping import Shipment, shipping
 from tune.context import Context
@@ -121,16 +121,16 @@ def _stages(
             f"some: `{resume_command(record.folder)} --minutes +60`"
         )
     each = plan_share(spec, cluster, prepared.search, sent)
-    say(f"searching: {spec.trials} trials, {each.concurrent} at once, {each.words()}")
+    say(f"searching: {spec.trials} trials, {each.concurrent} at once, {each.described()}")
     context = Context(spec, record, study, prepared, sent, each)
     progress = Progress(console, spec, record, study)
-    with record.timed("search"), progress, notice(say) as given:
-        search(context, progress, given)
+    with record.timed("search"), progress, preemptible(say) as preemption:
+        search(context, progress, preemption)
     record.update(state="verifying")
     say("verifying the finalists on the test split")
     with record.timed("verify"):
-        with notice(say) as given:
-            verify(context, progress, given)
+        with preemptible(say) as preemption:
+            verify(context, progress, preemption)
     stopped = study.started() < spec.trials or bool(study.unfinished())
     record.update(state="stopped" if stopped else "done", ended=now())
     show_outcome(record.folder, console)

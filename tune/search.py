@@ -14,7 +14,7 @@ from ray.tune.logger import TBXLoggerCallback
 from results.run import layout
 from search_spaces.spec import Spec
 from tune.cluster.checkpoint_storage import TRIAL, Checkpoints, NotReached
-from tune.cluster.preemption import Notice
+from tune.cluster.preemption import Preemption
 from tune.context import Context
 from tune.progress import Progress
 from tune.ray_internals import DriverOnly, forget_averages, forget_report
@@ -50,7 +50,7 @@ class _Observer(DriverOnly, Callback):
         self.progress.refresh()
 
 
-def search(context: Context, progress: Progress, notice: Notice) -> None:
+def search(context: Context, progress: Progress, preemption: Preemption) -> None:
     """Run every trial that the study has not finished.
 
     A search that is over before, by a stop or by its minutes, pauses what is left.
@@ -95,12 +95,12 @@ def search(context: Context, progress: Progress, notice: Notice) -> None:
 
     for _ in range(1 + RESTARTS):
         keep(running=False)
-        scheduler = RungScheduler(rungs, checkpoints, notice, spec.search.stuck_minutes)
+        scheduler = RungScheduler(rungs, checkpoints, preemption, spec.search.stuck_minutes)
         searcher = StudySearcher(
             study,
             spec.trials,
             lambda: keep(running=True),
-            lambda: over() is not None or notice.given,
+            lambda: over() is not None or preemption.given,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's, about itself; ours are in the log

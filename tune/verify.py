@@ -16,7 +16,7 @@ from trainables.evaluation.metrics import reference_measures
 from tune.cluster.checkpoint_storage import trouble
 from tune.cluster.latest_checkpoint import seen
 from tune.cluster.liveness import Watch
-from tune.cluster.preemption import Notice
+from tune.cluster.preemption import Preemption
 from tune.context import Context
 from tune.export import export_winner
 from tune.measurement import Baseline, baseline, load, measured, save
@@ -34,7 +34,7 @@ def verification_spec(spec: Spec) -> Spec:
     return spec.model_copy(update={"search": search, "evaluation": evaluation})
 
 
-def verify(context: Context, progress: Progress, notice: Notice) -> dict[str, Any]:
+def verify(context: Context, progress: Progress, preemption: Preemption) -> dict[str, Any]:
     """Measure the finalists and decide; write `best/` and `verdict.json`.
 
     The old verdict is removed first and the new one is written last. What is interrupted in between
@@ -52,7 +52,7 @@ def verify(context: Context, progress: Progress, notice: Notice) -> dict[str, An
     if not finalists and (study.started() < spec.trials or study.unfinished()):
         verdict = unverified(spec.objective, _best_so_far(study, spec))
     else:
-        verdict = _verified(context, finalists, progress, notice)
+        verdict = _verified(context, finalists, progress, preemption)
     if verdict["passing"]:
         checkpoint = study.checkpoint(verdict["winner"])
         assert checkpoint is not None  # it was measured
@@ -64,7 +64,7 @@ def verify(context: Context, progress: Progress, notice: Notice) -> dict[str, An
 
 
 def _verified(
-    context: Context, finalists: Sequence[FrozenTrial], progress: Progress, notice: Notice
+    context: Context, finalists: Sequence[FrozenTrial], progress: Progress, preemption: Preemption
 ) -> dict[str, Any]:
     """Return the verdict on the finalists."""
     spec, study = context.spec, context.study
@@ -84,7 +84,7 @@ def _verified(
         for number in params
     ]
     reference = baseline(context.prepared.test)
-    done = _measurements(context, models, reference, progress, notice)
+    done = _measurements(context, models, reference, progress, preemption)
     answers = reference.answers.values()
     return {
         **decide(spec.objective, spec.search.seed, fresh, params, done),
@@ -99,7 +99,7 @@ def _measurements(
     models: Sequence[Model],
     reference: Baseline,
     progress: Progress,
-    notice: Notice,
+    preemption: Preemption,
 ) -> dict[tuple[int, int | None], Measured]:
     """Measure models on the test split, as Ray tasks with a trial's resources.
 
@@ -125,10 +125,10 @@ def _measurements(
     watch = Watch(spec.search.stuck_minutes)
     failures: list[tuple[Model, str]] = []
     while queue or running:
-        if notice.given:
+        if preemption.given:
             training = [model for model in running.values() if model.home.exists()]
-            notice.leave([m.task for m in training if seen(m.home) == before[m.home]])
-        while queue and len(running) < most and not notice.given:
+            preemption.leave([m.task for m in training if seen(m.home) == before[m.home]])
+        while queue and len(running) < most and not preemption.given:
             model = queue.pop(0)
             running[remote.remote(model, *common)] = model
         for task in watch.end_hung({task: model.task for task, model in running.items()}):

@@ -192,10 +192,10 @@ def _take_checkpoints(record: Record, run: Run, taken: Sequence[FrozenTrial]) ->
     """
     ours = Checkpoints(record)
     for number, trial in enumerate(taken):
-        kept = trial.user_attrs.pop("checkpoint", None)
-        if kept is None or trial.state != TrialState.COMPLETE:
+        checkpoint = trial.user_attrs.pop("checkpoint", None)
+        if checkpoint is None or trial.state != TrialState.COMPLETE:
             continue
-        with opened(place_of(run.folder, kept)) as folder:
+        with opened(place_of(run.folder, checkpoint)) as folder:
             if damage(folder) is None:
                 path = f"warm_start/{TRIAL}{number:04d}/checkpoint_000000"
                 trial.user_attrs["checkpoint"] = ours.add(folder, path)

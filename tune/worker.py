@@ -24,8 +24,8 @@ from trainables.trial_report import Report
 from tune.cluster.checkpoint_storage import NotReached, opened, said
 from tune.cluster.connection import host
 from tune.cluster.latest_checkpoint import CheckpointOnRequest, keep, newest
-from tune.cluster.liveness import signs_of_work, with_signs
-from tune.cluster.preemption import asked
+from tune.cluster.liveness import heartbeats, with_heartbeats
+from tune.cluster.preemption import save_requested
 from tune.cluster.share import Share, allocatable
 from tune.cluster.shipping import Shipment
 from tune.inputs import Inputs
@@ -84,7 +84,7 @@ def run_trial(
                 seed=spec.search.seed,
                 judge=judge,
                 resume_from=resume_from,
-                save_now=asked(),
+                save_now=save_requested(),
             )
     except Exception as error:
         # What every other trial would meet too is not a failure of this one: it ends the search.
@@ -135,7 +135,7 @@ def measure(model: Model, spec: Spec, prepared: Prepared, sent: Shipment, share:
     own = model.checkpoint
     latest = CheckpointOnRequest(model.home)
     try:
-        with signs_of_work(model.task) as sign:
+        with heartbeats(model.task) as beat:
             judge, _ = ready(spec, share, sent, prepared.judge_revision)
             with opened(own) if own else nullcontext() as checkpoint:
                 return measure_once(
@@ -144,7 +144,7 @@ def measure(model: Model, spec: Spec, prepared: Prepared, sent: Shipment, share:
                     prepared.at(sent.here),
                     seed=spec.search.seed if model.seed is None else model.seed,
                     checkpoint=checkpoint,
-                    judge=judge and with_signs(judge, sign),
+                    judge=judge and with_heartbeats(judge, beat),
                     resume_from=None if own else latest.start(),
                     keep=latest.keep,
                     save_now=latest.save_now,
@@ -190,7 +190,7 @@ def learn(
             ) from error
 
     try:
-        with signs_of_work(LEARN) as sign:
+        with heartbeats(LEARN) as beat:
             judge, _ = ready(spec, share, sent, prepared.judge_revision)
             train(
                 spec,
@@ -198,9 +198,9 @@ def learn(
                 prepared.at(sent.here),
                 report,
                 seed=spec.search.seed,
-                judge=judge and with_signs(judge, sign),
+                judge=judge and with_heartbeats(judge, beat),
                 resume_from=newest(home),
-                save_now=asked(),
+                save_now=save_requested(),
             )
     except Exception as error:
         return failure(error)
@@ -367,12 +367,12 @@ def build_answers(
     judge = None
     if spec.judge is not None:
         judge = load_judge(sent.named(spec.judge), device, judge_revision)
-    with signs_of_work(ANSWERING) as sign:
+    with heartbeats(ANSWERING) as beat:
         reference_answers(
             sent.here(model),
             sent.here(data),
             folder,
-            judge and with_signs(judge, sign),
+            judge and with_heartbeats(judge, beat),
             {"validation": spec.evaluation.prompts, "test": spec.verify.prompts},
             Sampling(spec.evaluation.max_new_tokens, spec.search.seed, spec.precision),
             trust_remote_code=spec.trust_remote_code,

@@ -66,9 +66,9 @@ def check_endpoint(endpoint: str | None) -> None:
         ) from error
 
 
-def tag_of(*words: str) -> str:
+def tag_of(*parts: str) -> str:
     """Make a name that git takes for a tag of a run's name and what else tells pushes apart."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
     name = re.sub(r"\.{2,}", ".", name).strip(".-")
     return re.sub(r"\.lock$", "-lock", name) or "run"
 

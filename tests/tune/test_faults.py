@@ -235,13 +235,13 @@ def test_notice_after_the_last_trial_ends_the_search_all_the_same(tmp_path: Path
     code = """
 import os, signal
 from tune.cluster.signals import terminable
-from tune.cluster.preemption import notice
+from tune.cluster.preemption import preemptible
 for numbers in ([signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]):
     try:
-        with terminable(), notice(print) as given:
+        with terminable(), preemptible(print) as preemption:
             for number in numbers:
                 os.kill(os.getpid(), number)
-            print("searched", given.given)
+            print("searched", preemption.given)
         print("verifying")
     except KeyboardInterrupt:
         print("interrupted", signal.getitimer(signal.ITIMER_REAL))

@@ -16,8 +16,8 @@ from search_spaces.errors import UserError
 from search_spaces.spec import Spec
 from trainables.prepared import Prepared
 from tune.cluster.connection import Cluster, connected
-from tune.cluster.liveness import Watch, signs_of_work
-from tune.cluster.preemption import Notice
+from tune.cluster.liveness import Watch, heartbeats
+from tune.cluster.preemption import Preemption
 from tune.cluster.share import Share
 from tune.cluster.shipping import Shipment, build_on_worker
 from tune.context import Context
@@ -81,17 +81,17 @@ def test_silent_task_is_ended_and_working_or_waiting_ones_are_not(cluster: Clust
     def silent() -> None:
         import time
 
-        with signs_of_work("silent"):
+        with heartbeats("silent"):
             time.sleep(3600)
 
     @ray.remote(num_cpus=0)
     def working() -> str:
         import time
 
-        with signs_of_work("working") as sign:
+        with heartbeats("working") as beat:
             for _ in range(40):
                 time.sleep(0.5)
-                sign()
+                beat()
         return "done"
 
     @ray.remote(num_cpus=10_000)
@@ -137,8 +137,8 @@ def test_judge_that_hangs_in_verification_is_ended_and_what_was_measured_stays(
         )
         progress = Progress(Console(quiet=True), spec, record, study)
         reference = baseline(prepared.held_out)
-        notice = Notice(lambda text: None)
-        return _measurements(context, models[:count], reference, progress, notice)
+        preemption = Preemption(lambda text: None)
+        return _measurements(context, models[:count], reference, progress, preemption)
 
     measure(1, PATIENT)
     first = (folder / "0-7.json").stat().st_mtime_ns

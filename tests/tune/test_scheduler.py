@@ -15,7 +15,7 @@ from search_spaces.spec import Spec
 from trainables.artifacts import build_once, checksum, write_text
 from trainables.trial_report import Report
 from tune.cluster.checkpoint_storage import Checkpoints
-from tune.cluster.preemption import Notice
+from tune.cluster.preemption import Preemption
 from tune.prepare import recorded
 from tune.ray_scheduler import RungScheduler
 from tune.record import Record, create
@@ -31,7 +31,7 @@ def spec(tmp_path: Path) -> Spec:
 
 def scheduler_of(desk: Desk) -> RungScheduler:
     checkpoints = Checkpoints(desk.record)
-    return RungScheduler(desk.rungs, checkpoints, Notice(lambda text: None), stuck_minutes=30)
+    return RungScheduler(desk.rungs, checkpoints, Preemption(lambda text: None), stuck_minutes=30)
 
 
 def test_notice_waits_for_what_runs(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,12 +45,12 @@ def test_notice_waits_for_what_runs(spec: Spec, monkeypatch: pytest.MonkeyPatch)
         for name, status in (("a", "RUNNING"), ("b", "RUNNING"), ("c", "PENDING"))
     )
     controller = SimpleNamespace(get_live_trials=lambda: [slow, dying, waiting])
-    scheduler.notice.given = True
+    scheduler.preemption.given = True
     assert scheduler.choose_trial_to_run(controller) is None
     dying.status = "ERROR"
     assert scheduler.choose_trial_to_run(controller) is None
     assert asked == ["the job's"]
-    scheduler.notice.saved(slow.trial_id)
+    scheduler.preemption.saved(slow.trial_id)
     with pytest.raises(KeyboardInterrupt):
         scheduler.choose_trial_to_run(controller)
 

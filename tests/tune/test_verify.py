@@ -21,7 +21,7 @@ from trainables.artifacts import seal
 from trainables.prepared import Prepared, Split
 from trainables.reference import save_logps
 from trainables.trial_report import Report
-from tune.cluster.preemption import Notice
+from tune.cluster.preemption import Preemption
 from tune.cluster.share import Share
 from tune.cluster.shipping import Shipment
 from tune.context import Context
@@ -295,7 +295,7 @@ def concluded(spec: Spec, study: Study, record: Any, prepared: Preparation) -> d
     """Verify without Ray: every measurement is on the disk already."""
     progress = Progress(Console(quiet=True), spec, record, study)
     context = Context(spec, record, study, prepared, Shipment("here"), Share(1, 0, 1))
-    return verify(context, progress, Notice(lambda text: None))
+    return verify(context, progress, Preemption(lambda text: None))
 
 
 def test_search_that_was_stopped_before_a_last_rung_is_not_verified(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainables.artifacts import damage
 from trainables.trial_report import Report
-from tune.cluster.preemption import asked
+from tune.cluster.preemption import save_requested
 
 
 def keep(checkpoint: Path, home: Path, pairs: int) -> None:
@@ -58,7 +58,7 @@ class CheckpointOnRequest:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.asked = asked()
+        self.requested = save_requested()
         self.wanted = False
 
     def start(self) -> Path | None:
@@ -72,7 +72,7 @@ class CheckpointOnRequest:
 
     def save_now(self) -> bool:
         """Return whether to save; once."""
-        requested = self.asked() and self.home.exists()
+        requested = self.requested() and self.home.exists()
         self.wanted = self.wanted or requested
         return requested
 

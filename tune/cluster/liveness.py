@@ -1,6 +1,6 @@
 """Tell tasks that hang from tasks that work, and end those that hang.
 
-A task on a worker shows that it works by a number that grows in the key-value store of Ray's GCS,
+The heartbeat of a task on a worker is a number that grows in the key-value store of Ray's GCS,
 which driver and workers on all nodes reach: at its start, at each line that it logs, and before and
 after each call of the judge. The driver ends a task whose number has not changed for too long.
 """
@@ -15,21 +15,21 @@ import ray
 from trainables.judges import Judge
 from tune.ray_internals import drop_value, put_value, value_of
 
-SIGN = "preftune-works"  # with the id of the job and the task's name: a key of the store
-EVERY = 1.0  # seconds between two signs, at least
+HEARTBEAT = "preftune-works"  # with the id of the job and the task's name: a key of the store
+EVERY = 1.0  # seconds between two heartbeats, at least
 
 
-class _Heard(logging.Handler):
-    def __init__(self, sign: Callable[[], None]) -> None:
+class _AtEachLine(logging.Handler):
+    def __init__(self, beat: Callable[[], None]) -> None:
         super().__init__()
-        self.sign = sign
+        self.beat = beat
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.sign()
+        self.beat()
 
 
 @contextmanager
-def signs_of_work(name: str) -> Iterator[Callable[[], None]]:
+def heartbeats(name: str) -> Iterator[Callable[[], None]]:
     """Show, on a worker, that a task works; within the block each line of its log does.
 
     Args:
@@ -40,31 +40,31 @@ def signs_of_work(name: str) -> Iterator[Callable[[], None]]:
     """
     key, last = _key(name), 0.0
 
-    def sign() -> None:
+    def beat() -> None:
         nonlocal last
         if time.monotonic() - last > EVERY:
             last = time.monotonic()
             put_value(key, str(time.time_ns()).encode())
 
-    handler, logger = _Heard(sign), logging.getLogger("trainables")
+    handler, logger = _AtEachLine(beat), logging.getLogger("trainables")
     level = logger.level
-    logger.setLevel(logging.INFO)  # what is not worth a line anywhere else is a sign of work here
+    logger.setLevel(logging.INFO)  # what is not worth a line anywhere else is a heartbeat here
     logger.addHandler(handler)
-    sign()
+    beat()
     try:
-        yield sign
+        yield beat
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
 
 
-def with_signs(judge: Judge, sign: Callable[[], None]) -> Judge:
+def with_heartbeats(judge: Judge, beat: Callable[[], None]) -> Judge:
     """Return a judge that shows before and after its work that the task does not hang."""
 
     def judged(prompts: list[str], answers: list[str]) -> list[float]:
-        sign()
+        beat()
         scores = judge(prompts, answers)
-        sign()
+        beat()
         return scores
 
     return judged
@@ -77,10 +77,10 @@ class Watch:
         """Begin to watch.
 
         Args:
-            minutes: a task without a sign of work for so long is ended.
+            minutes: a task without a heartbeat for so long is ended.
         """
         self.minutes = minutes
-        self.signs: dict[ray.ObjectRef, tuple[bytes, float]] = {}
+        self.heartbeats: dict[ray.ObjectRef, tuple[bytes, float]] = {}
 
     @property
     def cause(self) -> str:
@@ -93,19 +93,19 @@ class Watch:
     def end_hung(self, tasks: Mapping[ray.ObjectRef, str]) -> list[ray.ObjectRef]:
         """End the tasks that hang, with their processes, and return them.
 
-        One that still waits for a worker has shown no sign, and is left alone.
+        One that still waits for a worker has no heartbeat yet, and is left alone.
 
         Args:
             tasks: the names of the tasks that have not ended.
         """
         hung = []
         for task, name in tasks.items():
-            sign, now = value_of(_key(name)), time.monotonic()
-            if sign is None:
+            beat, now = value_of(_key(name)), time.monotonic()
+            if beat is None:
                 continue
-            known = self.signs.get(task)
-            if known is None or known[0] != sign:
-                self.signs[task] = sign, now
+            known = self.heartbeats.get(task)
+            if known is None or known[0] != beat:
+                self.heartbeats[task] = beat, now
             elif now - known[1] > 60 * self.minutes:
                 ray.cancel(task, force=True)  # a cancelled task is not tried again
                 hung.append(task)
@@ -113,9 +113,9 @@ class Watch:
 
     def forget(self, task: ray.ObjectRef, name: str) -> None:
         """Forget a task."""
-        self.signs.pop(task, None)
+        self.heartbeats.pop(task, None)
         drop_value(_key(name))
 
 
 def _key(name: str) -> str:
-    return f"{SIGN}-{ray.get_runtime_context().get_job_id()}-{name}"
+    return f"{HEARTBEAT}-{ray.get_runtime_context().get_job_id()}-{name}"

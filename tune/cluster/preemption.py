@@ -22,7 +22,7 @@ EVERY = 1.0  # seconds between two times that a trial looks
 AGAIN = 1.0  # a terminal that closes sends SIGHUP twice: only what comes later is a second signal
 
 
-class Notice:
+class Preemption:
     """What a search does between the notice and its end.
 
     Attributes:
@@ -63,41 +63,41 @@ class Notice:
 
 
 @contextmanager
-def notice(say: Callable[[str], None]) -> Iterator[Notice]:
+def preemptible(say: Callable[[str], None]) -> Iterator[Preemption]:
     """Treat SIGTERM and SIGHUP as a notice within the block; a second signal interrupts.
 
     Raises:
         KeyboardInterrupt: the notice was given and the block has ended; a second signal came; or
             `PATIENCE` seconds went by.
     """
-    given = Notice(say)
+    preemption = Preemption(say)
     since = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal since
-        if not given.given:
-            given.given, since = True, time.monotonic()
+        if not preemption.given:
+            preemption.given, since = True, time.monotonic()
             # Again each second: Python drops what is raised while an object is being finalised.
             signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)
         elif time.monotonic() - since > AGAIN:
             raise KeyboardInterrupt
 
     def give_up(number: int, frame: FrameType | None) -> None:
-        given.late = True
+        preemption.late = True
         raise KeyboardInterrupt
 
     with handled(give_up, signal.SIGALRM):
         try:
             with handled(note, *NOTICES):
-                yield given
+                yield preemption
         finally:
-            if given.given:
+            if preemption.given:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-    if given.given:
+    if preemption.given:
         raise KeyboardInterrupt
 
 
-def asked() -> Callable[[], bool]:
+def save_requested() -> Callable[[], bool]:
     """Return a function that is true once, on a trial's worker: when it is asked to save."""
     key = _key()
     last, answered = time.monotonic(), False

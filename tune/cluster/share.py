@@ -31,7 +31,7 @@ class Share:
     gpu: float
     concurrent: int
 
-    def words(self) -> str:
+    def described(self) -> str:
         """Return what a trial gets, in words."""
         gpu = f", {self.gpu:.2g} of a GPU" if self.gpu else ""
         return f"{self.cpu:g} CPU{'s' if self.cpu != 1 else ''}{gpu} each"

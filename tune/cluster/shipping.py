@@ -143,7 +143,7 @@ def build_on_worker(
     task asks for at all; else wherever there is room.
 
     Args:
-        watched: the name under which `build` shows `signs_of_work`, and the minutes without one
+        watched: the name under which `build` shows `heartbeats`, and the minutes without one
             after which it is ended; None for one that may be silent.
 
     Raises:
