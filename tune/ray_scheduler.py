@@ -32,7 +32,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         Args:
             rungs: decide what a report leads to.
             checkpoints: the run's.
-            preemption: what to do when the driver is told to end.
+            preemption: what to do when the cluster takes the machine away.
             stuck_minutes: a trial without a report for so long is ended.
         """
         super().__init__()

@@ -30,7 +30,7 @@ SECTIONS = ("model", "revision", "dataset", "sft", "judge", "objective", "evalua
 def settled(spec: Spec) -> Spec:
     """Return the search with `search.warm_start` as the folder that it means now.
 
-    Before the search's own run exists, which would be `latest`, and would stand among the runs
+    Before the search's own run exists, which would be `latest`, and would be among the runs
     that there are.
 
     Raises:
@@ -128,7 +128,7 @@ def warm_study(spec: Spec, record: Record, run: Run) -> Study:
     """Begin the study with an earlier run's trials; copy their records.
 
     Trials that failed teach nothing; one whose configuration does not lie in this space, or whose
-    fixed fields are others, cannot be told to this sampler. Both are left out and counted.
+    fixed fields are others, cannot be used by this sampler. Both are left out and counted.
 
     Raises:
         UserError: data, reference or judge are others than the earlier run's, whatever the specs
