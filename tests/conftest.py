@@ -108,7 +108,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small_spec: Spec) -> Prep
     from trainables.data.preferences import prepare_pairs
     from trainables.data.sources import load_rows
     from trainables.evaluation.sampling import Sampling
-    from trainables.models import load_model, load_tokenizer
+    from trainables.fused_head import load_scorer
+    from trainables.models import load_tokenizer
     from trainables.reference import logps_of_pairs, read_pairs, reference_answers, save_logps
 
     root: Path = tmp_path_factory.mktemp("prepared")
@@ -122,7 +123,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small_spec: Spec) -> Prep
         seed=42,
         out=root,
     )
-    model = load_model(BASE)
+    model = load_scorer(BASE)
     for name in ("train", "validation", "test"):
         pairs = read_pairs(root / f"{name}.parquet")
         logps = logps_of_pairs(model, pairs, batch_size=64, pad_token_id=tokenizer.pad_token_id)

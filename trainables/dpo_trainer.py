@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from trl import DPOConfig, DPOTrainer
 
+import trainables.fused_head  # noqa: F401  # has TRL score answers alone, on a CPU too
 from search_spaces.spec import Spec
 from trainables.budget import Plan
 from trainables.devices import device_and_dtype

@@ -13,7 +13,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
-from trl.trainer.utils import add_fused_lm_head
 
 from search_spaces.errors import UserError
 from trainables.hub import first_sentence, snapshot
@@ -91,7 +90,6 @@ def load_model(
             f"a causal language model (such as {name}): give a model that was saved with its "
             "language-model head."
         )
-    add_fused_lm_head(model)  # by which `sequence_logps` scores answers
     model.eval()
     return model
 

@@ -30,8 +30,8 @@ from trainables.evaluation.batch_size import BatchSize
 from trainables.evaluation.evaluate import Evaluation, HeldOut, evaluate
 from trainables.evaluation.logprobs import sequence_logps
 from trainables.evaluation.sampling import Sampling
+from trainables.fused_head import load_scorer
 from trainables.judges import Judge
-from trainables.models import load_model
 from trainables.prepared import Prepared
 from trainables.reference import load_answers, scored_pairs
 from trainables.trial_report import Report
@@ -42,7 +42,7 @@ CHECKPOINTS_PER_TRIAL = 10  # a lost process costs at most this share of the bud
 
 @lru_cache(maxsize=1)  # workers are reused: the next trial of the search has the same reference
 def _host_reference(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
-    return load_model(folder, dtype=dtype, trust_remote_code=trust_remote_code).eval()
+    return load_scorer(folder, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 @dataclass(frozen=True)

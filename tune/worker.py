@@ -330,7 +330,8 @@ def score_pairs(
     import torch
 
     from trainables.devices import device_and_dtype, weights_dtype
-    from trainables.models import load_model, load_tokenizer
+    from trainables.fused_head import load_scorer
+    from trainables.models import load_tokenizer
     from trainables.reference import logps_of_pairs, read_pairs
 
     device, autocast = device_and_dtype(spec.precision)
@@ -338,7 +339,7 @@ def score_pairs(
         torch.set_num_threads(1)
     remote = spec.trust_remote_code
     dtype = weights_dtype(spec.lora is not None, autocast)
-    policy = load_model(sent.here(model), dtype=dtype, trust_remote_code=remote).to(device)
+    policy = load_scorer(sent.here(model), dtype=dtype, trust_remote_code=remote).to(device)
     tokenizer = load_tokenizer(sent.here(data / "tokenizer"), trust_remote_code=remote)
     scored = {}
     for split, positions in rows.items():

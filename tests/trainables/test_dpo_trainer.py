@@ -14,6 +14,7 @@ from trl.trainer import utils
 
 from trainables.dpo_trainer import PreparedDPOTrainer
 from trainables.evaluation.logprobs import LogProbs, sequence_logps
+from trainables.fused_head import load_scorer
 from trainables.models import load_model, load_tokenizer
 from trainables.quickstart.world import BASE
 
@@ -70,7 +71,7 @@ def trainer_of(
 def reference_logps(rows: Sequence[dict[str, list[int]]], **options: Any) -> LogProbs:
     prompts = [row["prompt_ids"] for row in rows] * 2
     answers = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
-    return sequence_logps(load_model(BASE), prompts, answers, pad_token_id=0, **options)
+    return sequence_logps(load_scorer(BASE), prompts, answers, pad_token_id=0, **options)
 
 
 @pytest.mark.parametrize("lora", [False, True])

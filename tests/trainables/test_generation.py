@@ -14,7 +14,6 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from trl.trainer import utils
-from trl.trainer.utils import add_fused_lm_head
 
 from trainables.evaluation.batch_size import BatchSize
 from trainables.evaluation.draws import TokenDraws
@@ -49,8 +48,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def headed(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """Make a model ready as `load_model` does."""
-    add_fused_lm_head(model)
+    """Give a model the head that `load_scorer` gives."""
+    utils.add_fused_lm_head(model)
     return model.eval()
 
 

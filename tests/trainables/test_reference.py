@@ -14,6 +14,7 @@ from trainables import reference
 from trainables.devices import device_and_dtype
 from trainables.evaluation.logprobs import sequence_logps
 from trainables.evaluation.sampling import Sampling, distinct_prompts, sample_answers
+from trainables.fused_head import load_scorer
 from trainables.judges.load import load_judge
 from trainables.models import load_model, load_tokenizer
 from trainables.quickstart.world import BASE, rows
@@ -78,7 +79,7 @@ def test_stored_log_probs_are_those_of_each_pair_in_file_order(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reference, "ROWS_AT_ONCE", 7)
-    model, table = load_model(BASE), read_pairs(data / "test.parquet")
+    model, table = load_scorer(BASE), read_pairs(data / "test.parquet")
     options: dict[str, Any] = {"batch_size": 8, "pad_token_id": 1}
     save_logps(tmp_path / "test.npz", *logps_of_pairs(model, table, **options))
     assert [path.name for path in tmp_path.iterdir()] == ["test.npz"]
@@ -97,7 +98,7 @@ def test_stored_log_probs_are_those_of_each_pair_in_file_order(
 
 
 def test_log_probs_that_do_not_fit_are_computed_in_smaller_batches(data: Path) -> None:
-    model, table = load_model(BASE), read_pairs(data / "test.parquet")
+    model, table = load_scorer(BASE), read_pairs(data / "test.parquet")
     expected = logps_of_pairs(model, table, batch_size=64, pad_token_id=1)
     sizes = []
 
@@ -114,7 +115,7 @@ def test_log_probs_that_do_not_fit_are_computed_in_smaller_batches(data: Path) -
 
 def test_a_split_without_pairs_has_no_log_probs(data: Path) -> None:
     empty = read_pairs(data / "test.parquet").slice(0, 0)
-    chosen, rejected = logps_of_pairs(load_model(BASE), empty, batch_size=8, pad_token_id=1)
+    chosen, rejected = logps_of_pairs(load_scorer(BASE), empty, batch_size=8, pad_token_id=1)
     assert chosen.shape == rejected.shape == (0,)
 
 

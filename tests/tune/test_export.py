@@ -73,7 +73,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """Eight pairs, and the tokenizer with the token that ends a turn as its EOS."""
     from trainables.data.preferences import prepare_pairs
-    from trainables.models import load_model
+    from trainables.fused_head import load_scorer
 
     root = tmp_path_factory.mktemp("prepared")
     questions = [f"What is the capital of country {n}?" for n in range(60)]
@@ -88,7 +88,7 @@ def prepared(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         seed=1,
         out=root,
     )
-    model = load_model(base)
+    model = load_scorer(base)
     pairs = read_pairs(root / "train.parquet")
     save_logps(root / "train.npz", *logps_of_pairs(model, pairs, batch_size=8, pad_token_id=0))
     split = Split(root / "train.parquet", root / "train.npz", None)

@@ -11,10 +11,11 @@ from hub import Hub
 from peft import PeftModel
 from publishing import ASKED, READ, TOKEN, draw, pushed
 from searching import preftune
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from results.run.listing import open_run
 from results.run.run import Run
+from trainables.fused_head import load_scorer
 from trainables.models import load_model
 from trainables.quickstart.world import BASE
 from trainables.reference import load_logps, logps_of_pairs, read_pairs
@@ -59,12 +60,12 @@ def test_best_is_the_adapter_merged_and_measures_as_the_verdict_says(searched: R
     assert verdict is not None and verdict["outcome"] == "winner", verdict
     assert searched.best is not None
     assert not list(searched.best.glob("adapter*"))
-    best = AutoModelForCausalLM.from_pretrained(searched.best)
+    best = load_scorer(searched.best)
     names = {name for name, _ in load_model(BASE).named_parameters()}
     assert {name for name, _ in best.named_parameters()} == names
 
     checkpoint = searched.folder / searched.trial(verdict["winner"]).attrs["checkpoint"]
-    adapted = PeftModel.from_pretrained(load_model(BASE), str(checkpoint))
+    adapted = PeftModel.from_pretrained(load_scorer(BASE), str(checkpoint))
     merged = log_ratios(searched, best)
     np.testing.assert_allclose(merged, log_ratios(searched, adapted), atol=1e-3)
     chosen, rejected = merged

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import trl.trainer.utils
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -16,10 +15,6 @@ if TYPE_CHECKING:
 Ids = list[int]
 LogProbs = NDArray[np.float32]
 IGNORED = -100  # the label of positions that are not an answer's token
-
-# TRL skips the other positions on a GPU alone, because some devices compile for each new shape. A
-# CPU does not, and spends a third of a small model's training step on them.
-trl.trainer.utils._use_triton = lambda device: device.type in ("cpu", "cuda", "xpu")
 
 
 def sequence_logps(
@@ -37,7 +32,7 @@ def sequence_logps(
     their log-probs are, and no logits are held.
 
     Args:
-        model: one that `load_model` has loaded, with or without an adapter.
+        model: one of `load_scorer` or of TRL's trainer, with or without an adapter.
         prompt_ids, answer_ids: token ids of each row; a prompt holds at least one.
         batch_size: rows of one forward pass.
         pad_token_id: any id of the vocabulary; padding is on the right, where causal attention
