@@ -111,7 +111,7 @@ def trl_measures(
     from trainables.data.preferences import load_pairs
     from trainables.dpo_trainer import PreparedDPOTrainer
     from trainables.models import load_model, load_tokenizer
-    from trainables.reference import load_logps
+    from trainables.reference_files import load_logps
 
     rows = load_pairs(prepared.held_out.pairs)
     chosen, rejected = load_logps(prepared.held_out.logps)
@@ -151,7 +151,7 @@ def curve(
     from trainables.dpo import train
     from trainables.evaluation.metrics import wins
     from trainables.quickstart.judge import judge
-    from trainables.reference import load_answers
+    from trainables.reference_files import load_answers
 
     assert prepared.held_out.answers is not None
     started = time.monotonic()

@@ -110,7 +110,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small_spec: Spec) -> Prep
     from trainables.evaluation.sampling import Sampling
     from trainables.fused_head import load_scorer
     from trainables.models import load_tokenizer
-    from trainables.reference import logps_of_pairs, read_pairs, reference_answers, save_logps
+    from trainables.reference import logps_of_pairs, read_pairs, reference_answers
+    from trainables.reference_files import save_logps
 
     root: Path = tmp_path_factory.mktemp("prepared")
     tokenizer = load_tokenizer(BASE)

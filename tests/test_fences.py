@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,6 +70,17 @@ def test_no_circle_between_modules() -> None:
             leaf = next(name for name, targets in graph.items() if not targets & graph.keys())
             del graph[leaf]
     assert graph == {}
+
+
+def test_driver_starts_without_torch() -> None:
+    """It takes seconds to import, at every command, and the driver computes nothing with it."""
+    code = (
+        "import sys, tune.run, tune.cli; print({'torch', 'transformers', 'trl'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
 
 
 def test_git_ignores_none_of_the_packages() -> None:

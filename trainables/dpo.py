@@ -36,7 +36,7 @@ from trainables.dpo_trainer import PreparedDPOTrainer, dpo_arguments
 from trainables.judges import Judge
 from trainables.models import load_model, load_tokenizer
 from trainables.prepared import Prepared
-from trainables.reference import load_logps, scored_rows
+from trainables.reference_files import load_logps, scored_rows
 from trainables.rungs import Call, SaveAtRungs, Trial
 from trainables.trial_report import Report
 

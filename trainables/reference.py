@@ -3,7 +3,6 @@
 They are computed once for a search, in the files that docs/run_folder.md lists.
 """
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +16,7 @@ import pyarrow.parquet
 import torch
 
 from search_spaces.errors import UserError
-from trainables.artifacts import write_bytes, write_text
+from trainables.artifacts import write_text
 from trainables.data.preferences import load_pairs
 from trainables.devices import device_and_dtype
 from trainables.evaluation.batch_size import BatchSize
@@ -31,6 +30,7 @@ from trainables.evaluation.sampling import (
 from trainables.judges import Judge
 from trainables.models import load_model, load_tokenizer
 from trainables.prepared import Split
+from trainables.reference_files import load_logps, scored_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -128,27 +128,6 @@ def reference_answers(
         write_text(out / f"{split}.jsonl", text)
 
 
-def save_logps(path: Path, chosen: LogProbs, rejected: LogProbs) -> None:
-    """Write arrays `chosen` and `rejected` as float32, atomically; NaN where there is none."""
-    content = io.BytesIO()
-    np.savez(content, chosen=np.float32(chosen), rejected=np.float32(rejected))
-    write_bytes(path, content.getvalue())
-
-
-def load_logps(path: Path) -> tuple[LogProbs, LogProbs]:
-    """Return the stored log-probs of the chosen and the rejected answers, nats, shape (pairs,).
-
-    A pair that no training of the search sees, and verification does not measure, has NaN.
-    """
-    with np.load(path) as arrays:
-        return arrays["chosen"], arrays["rejected"]
-
-
-def scored_rows(path: Path) -> np.ndarray:
-    """Return the positions of the pairs that have log-probs, int64 `(scored,)`."""
-    return np.flatnonzero(np.isfinite(load_logps(path)[0]))
-
-
 def scored_pairs(split: Split) -> tuple["Dataset", LogProbs, LogProbs]:
     """Return the pairs of a split that have log-probs under the reference, and these."""
     pairs, (chosen, rejected) = load_pairs(split.pairs), load_logps(split.logps)
@@ -156,15 +135,3 @@ def scored_pairs(split: Split) -> tuple["Dataset", LogProbs, LogProbs]:
     if len(rows) < len(pairs):
         pairs = pairs.select(rows)
     return pairs, chosen[rows], rejected[rows]
-
-
-def scored_prompts(split: Split) -> list[tuple[int, ...]]:
-    """Return the token ids of the prompt of each pair that has log-probs."""
-    prompts = pyarrow.parquet.read_table(split.pairs, columns=["prompt_ids"])["prompt_ids"]
-    return [tuple(ids) for ids in prompts.take(scored_rows(split.logps)).to_pylist()]
-
-
-def load_answers(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file of answers."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]

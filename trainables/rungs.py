@@ -33,7 +33,8 @@ from trainables.evaluation.sampling import Sampling
 from trainables.fused_head import load_scorer
 from trainables.judges import Judge
 from trainables.prepared import Prepared
-from trainables.reference import load_answers, scored_pairs
+from trainables.reference import scored_pairs
+from trainables.reference_files import load_answers
 from trainables.trial_report import Report
 
 log = logging.getLogger(__name__)

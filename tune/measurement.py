@@ -13,6 +13,7 @@ from search_spaces.errors import UserError
 from trainables.artifacts import write_json
 from trainables.evaluation.metrics import wins
 from trainables.prepared import Split
+from trainables.reference_files import scored_prompts
 from trainables.trial_report import Report
 from tune.record import read_lines
 from tune.verdict import Measured, by_prompt
@@ -33,8 +34,6 @@ class Baseline:
 
 def baseline(split: Split) -> Baseline:
     """Read what models are compared with on a held-out split."""
-    from trainables.reference import scored_prompts
-
     assert split.answers is not None
     answers = {line["row"]: line for line in read_lines(split.answers)}
     return Baseline(answers, scored_prompts(split))

@@ -15,7 +15,7 @@ from search_spaces.errors import UserError
 from search_spaces.spec import Spec
 from trainables.artifacts import META, build_once
 from trainables.prepared import Prepared
-from trainables.reference import load_logps, save_logps
+from trainables.reference_files import load_logps, save_logps
 from tune.cluster.connection import Cluster
 from tune.cluster.shipping import Shipment
 from tune.inputs import files_of

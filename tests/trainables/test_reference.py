@@ -18,14 +18,8 @@ from trainables.fused_head import load_scorer
 from trainables.judges.load import load_judge
 from trainables.models import load_model, load_tokenizer
 from trainables.quickstart.world import BASE, rows
-from trainables.reference import (
-    load_answers,
-    load_logps,
-    logps_of_pairs,
-    read_pairs,
-    reference_answers,
-    save_logps,
-)
+from trainables.reference import logps_of_pairs, read_pairs, reference_answers
+from trainables.reference_files import load_answers, load_logps, save_logps
 
 CPU = torch.device("cpu")
 PAIRS = 24

@@ -19,7 +19,8 @@ from search_spaces.spec import Spec, validate
 from trainables.dpo import train
 from trainables.models import load_tokenizer
 from trainables.prepared import Prepared, Split
-from trainables.reference import logps_of_pairs, read_pairs, save_logps
+from trainables.reference import logps_of_pairs, read_pairs
+from trainables.reference_files import save_logps
 from trainables.trial_report import Report
 from tune.cluster.connection import connected
 from tune.export import model_folder

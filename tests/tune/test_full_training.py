@@ -30,7 +30,7 @@ from trainables.artifacts import checksum, seal
 from trainables.evaluation.metrics import reference_measures
 from trainables.prepared import Split
 from trainables.quickstart.world import rows
-from trainables.reference import save_logps
+from trainables.reference_files import save_logps
 from trainables.trial_report import Report
 from tune.cluster.connection import connected
 from tune.cluster.latest_checkpoint import newest

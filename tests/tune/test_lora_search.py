@@ -18,7 +18,8 @@ from results.run.run import Run
 from trainables.fused_head import load_scorer
 from trainables.models import load_model
 from trainables.quickstart.world import BASE
-from trainables.reference import load_logps, logps_of_pairs, read_pairs
+from trainables.reference import logps_of_pairs, read_pairs
+from trainables.reference_files import load_logps
 
 SPEC = """
 model: quickstart

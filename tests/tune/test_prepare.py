@@ -18,7 +18,8 @@ from trainables.budget import in_order, plan
 from trainables.dpo import train
 from trainables.prepared import Prepared, Split
 from trainables.quickstart.world import BASE
-from trainables.reference import load_logps, save_logps, scored_pairs, scored_prompts
+from trainables.reference import scored_pairs
+from trainables.reference_files import load_logps, save_logps, scored_prompts
 from tune.inputs import contents_of, model_contents, same_judge, tokenizer_contents
 from tune.prepare import pairs_sentence, recorded
 from tune.record import Record

@@ -19,7 +19,7 @@ from search_spaces.errors import UserError
 from search_spaces.spec import Spec, validate
 from trainables.artifacts import seal
 from trainables.prepared import Prepared, Split
-from trainables.reference import save_logps
+from trainables.reference_files import save_logps
 from trainables.trial_report import Report
 from tune.cluster.preemption import Preemption
 from tune.cluster.share import Share

@@ -7,12 +7,14 @@ of the template of the whole conversation, up to the end of the assistant's turn
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from search_spaces.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OURS = Path(__file__).with_name("chat_template.jinja")
 
@@ -51,7 +53,7 @@ class ChatTemplate:
         end: what we keep of it; EOS is its last token.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     origin: str
     tail: str
     end: str
@@ -101,7 +103,7 @@ class ChatTemplate:
         return encoded["input_ids"]  # type: ignore[no-any-return]
 
 
-def settle(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+def settle(tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate:
     """Give `tokenizer` a template if it has none, and find out how its template ends an answer.
 
     The vocabulary never grows. A tokenizer without a padding token pads with EOS: padding is masked
@@ -151,7 +153,7 @@ def settle(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
 
 
 def rest_of(
-    tokenizer: PreTrainedTokenizerBase, prompt: list[Message], asked: str, answer: str
+    tokenizer: "PreTrainedTokenizerBase", prompt: list[Message], asked: str, answer: str
 ) -> str:
     """Render a conversation and return what follows `asked`, the rendered prompt.
 
@@ -164,7 +166,9 @@ def rest_of(
     return whole[len(asked) :]
 
 
-def render(tokenizer: PreTrainedTokenizerBase, conversation: list[Message], **options: Any) -> str:
+def render(
+    tokenizer: "PreTrainedTokenizerBase", conversation: list[Message], **options: Any
+) -> str:
     """Return the text of a conversation.
 
     Raises:

@@ -15,8 +15,12 @@ from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
 
 from search_spaces.errors import UserError
-from trainables.data.pairs import COLUMNS, FORMATS
 
+FORMATS = (
+    "`prompt`, `chosen` and `rejected`, or `chosen` and `rejected` that begin with the same "
+    "prompt; each of them text or a list of {role, content} messages"
+)
+COLUMNS = ("prompt", "chosen", "rejected")
 FILES = (".parquet", ".jsonl", ".jsonl.gz")
 HALF_A_PAIR = re.compile("[\ud800-\udfff]")  # JSON can hold what UTF-8 cannot
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

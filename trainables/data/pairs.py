@@ -7,12 +7,7 @@ from dataclasses import dataclass
 from trl.data_utils import extract_prompt
 
 from trainables.data.chat_template import Message
-
-FORMATS = (
-    "`prompt`, `chosen` and `rejected`, or `chosen` and `rejected` that begin with the same "
-    "prompt; each of them text or a list of {role, content} messages"
-)
-COLUMNS = ("prompt", "chosen", "rejected")
+from trainables.data.files import COLUMNS
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from search_spaces.errors import UserError
 from search_spaces.locations import QUICKSTART, is_hub_id
 from trainables.artifacts import checksum
-from trainables.data.files import FILES, check_columns, check_file, in_memory, read_file
-from trainables.data.pairs import COLUMNS
+from trainables.data.files import COLUMNS, FILES, check_columns, check_file, in_memory, read_file
 from trainables.hub import first_sentence, hub_errors, no_such_path, page, pin_dataset, unreachable
 
 
