@@ -365,7 +365,11 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[RayNode]]]:
     try:
         head = ("--head", "--port=0", "--num-cpus=0", "--include-dashboard=false")
         nodes.append(RayNode(tmp_path / "head", *head, f"--temp-dir={session}"))
-        address = (session / "ray_current_cluster").read_text().strip()
+        written = session / "ray_current_cluster"  # after Ray has printed that it runs
+        while not (written.exists() and written.read_text().strip()):
+            assert nodes[0].process.poll() is None, nodes[0].log.read_text()
+            time.sleep(0.1)
+        address = written.read_text().strip()
         for name in ("first", "second"):
             node = RayNode(tmp_path / name, f"--address={address}", "--num-cpus=1")
             nodes.append(node)
