@@ -109,7 +109,7 @@ def _choice_reason(values: Any) -> str | None:
         return "a choice is a list of at least one value; write {choice: [a, b]}"
     for index, value in enumerate(values):
         if any(value == earlier for earlier in values[:index]):
-            return f"{value!r} is twice among the choices (Optuna takes true for 1); keep one"
+            return f"{value!r} is given twice among the choices (Optuna takes true for 1); keep one"
         if not _is_plain(value):
             return (
                 f"{value!r} cannot be a choice; use text, finite numbers, true, false, "

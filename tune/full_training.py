@@ -250,7 +250,7 @@ def _followed(
                     f"about {timedelta(seconds=round(left))} left"
                 )
                 preemption.saved(MODEL)
-            if preemption.given:
+            if preemption.announced:
                 preemption.leave([MODEL] if training else [])
             if watch.end_hung({task: LEARN}):
                 return Report(failed=watch.cause)

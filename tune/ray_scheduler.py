@@ -50,7 +50,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         Ray asks at every step, so this is where hanging trials are ended, and a search that is
         told to end.
         """
-        if self.preemption.given:
+        if self.preemption.announced:
             live = controller.get_live_trials()
             self.preemption.leave([t.trial_id for t in live if t.status == RayTrial.RUNNING])
             return None

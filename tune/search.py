@@ -100,7 +100,7 @@ def search(context: Context, progress: Progress, preemption: Preemption) -> None
             study,
             spec.trials,
             lambda: keep(running=True),
-            lambda: over() is not None or preemption.given,
+            lambda: over() is not None or preemption.announced,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's, about itself; ours are in the log

@@ -125,10 +125,10 @@ def _measurements(
     watch = Watch(spec.search.stuck_minutes)
     failures: list[tuple[Model, str]] = []
     while queue or running:
-        if preemption.given:
+        if preemption.announced:
             training = [model for model in running.values() if model.home.exists()]
             preemption.leave([m.task for m in training if seen(m.home) == before[m.home]])
-        while queue and len(running) < most and not preemption.given:
+        while queue and len(running) < most and not preemption.announced:
             model = queue.pop(0)
             running[remote.remote(model, *common)] = model
         for task in watch.end_hung({task: model.task for task, model in running.items()}):

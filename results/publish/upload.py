@@ -1,6 +1,6 @@
 """One commit on the Hub with exactly the files that were meant, and then a tag for it.
 
-Whatever fails on the way leaves the commit before, untagged: the same command resumes from there.
+Whatever fails on the way leaves the commit before, untagged: the same command continues from there.
 """
 
 import hashlib
@@ -174,11 +174,11 @@ class _Work:
     def left_behind(self) -> str:
         """Say what a failed upload has left on the Hub, where that is more than nothing."""
         if self.committed:
-            return f" The files are in {self.repo}, but not tagged: the same command resumes."
+            return f" The files are in {self.repo}, but not tagged: run the same command again."
         if self.empty:
             kind = " --type dataset" if self.wanted.kind == "dataset" else ""
             return (
-                f" {self.repo} exists and is still empty: the same command resumes, or `hf repos "
+                f" {self.repo} exists and is still empty: run the same command again, or `hf repos "
                 f"delete {self.repo}{kind}` removes it."
             )
         return ""

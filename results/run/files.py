@@ -123,6 +123,12 @@ def read_lines(path: Path, model: type[BaseModel]) -> tuple[list[dict[str, Any]]
 read_records = parse_once(4096)(read_lines)
 
 
+@parse_once(4096)
+def damaged_lines(path: Path, model: type[BaseModel]) -> list[int]:
+    """Return the numbers of the lines that `read_lines` leaves out."""
+    return read_lines(path, model)[1]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file under a temporary name and rename it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

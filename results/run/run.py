@@ -8,7 +8,7 @@ from typing import Any
 
 from results.run import layout, schema_checks
 from results.run.commands import command_line
-from results.run.files import read_json, read_lines, read_records, read_yaml
+from results.run.files import damaged_lines, read_json, read_lines, read_records, read_yaml
 from results.run.lock import driven
 from results.run.schema_checks import Decision, Record, RungMeasures, Sample
 from results.run.trial import Trial, read_trial
@@ -241,6 +241,7 @@ def _missing(run: Run) -> list[str]:
     files: list[tuple[Path, type[Record]]] = [(run.folder / layout.DECISIONS, Decision)]
     for trial in run.trials():
         path = run.trial_folder(trial.number) / layout.MEASURES
+        files.append((run.trial_folder(trial.number) / layout.SAMPLES, Sample))
         if path.is_file():
             files.append((path, RungMeasures))
         elif trial.state in ("complete", "stopped"):
@@ -248,7 +249,7 @@ def _missing(run: Run) -> list[str]:
                 f"trial {trial.number} has no measures.jsonl: only its objective is known"
             )
     for path, model in files:
-        for number in read_records(path, model)[1]:
+        for number in damaged_lines(path, model):
             missing.append(f"{path.relative_to(run.folder)} cannot be read at line {number}")
     unfinished = [str(t.number) for t in run.trials() if t.state == "running"]
     if unfinished and not run.active:

@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from search_spaces.errors import UserError
 
@@ -126,12 +126,16 @@ class Dataset(Record):
     split: Text = None
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Training(Record):
     """`training` of a search, as far as it is more than fields to be shown."""
 
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
-    loss_type: str | list[str] | None = None
+    loss_type: Annotated[list[str], BeforeValidator(_listed)] | None = None
 
 
 class Limit(Record):

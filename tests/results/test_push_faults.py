@@ -102,10 +102,10 @@ def test_what_does_not_pass_is_one_sentence(
     assert repository.state["tags"] == {}
     if step != "/tag/":
         assert published(repository) == []
-        assert "me/winner exists and is still empty: the same command resumes" in said
+        assert "me/winner exists and is still empty: run the same command again" in said
     else:
         assert published(repository) == PUBLISHED
-        assert "The files are in me/winner, but not tagged: the same command resumes" in said
+        assert "The files are in me/winner, but not tagged: run the same command again" in said
     me.mend()
     commit = pushed(me, run)
     assert len(me.asked("PUT", "^/lfs/")) == 1, "what had arrived was sent again"

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -152,13 +154,34 @@ def test_damage_in_the_middle_is_named_and_ends_the_reading(tmp_path: Path) -> N
     journal.write_text("\n".join(lines) + "\n")
     (folder / "trials" / "0" / "measures.jsonl").write_text("not json\n")
     (folder / "trials" / "1" / "measures.jsonl").unlink()
+    (folder / "trials" / "1" / "samples.jsonl").write_text('{"row": 1, "score": 0.5}\n')
     run = open_run(folder)
     assert [trial.number for trial in run.trials()] == [0, 1]
     assert run.missing() == [
         f"study.journal is damaged at line {third + 1}: trials after it are not shown",
         "trial 1 has no measures.jsonl: only its objective is known",
         "trials/0/measures.jsonl cannot be read at line 1",
+        "trials/1/samples.jsonl cannot be read at line 1",  # without an answer
     ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "shown"),
+    [
+        ({"training": {"loss_type": 7}}, "`training.loss_type` is 7, and a list belongs there"),
+        ({"training": {"loss_type": ["sft", 3]}}, "`training.loss_type.1` is 3, and text belongs"),
+        ({"search": {"trials": 7.5}}, "`search.trials` is 7.5, and a whole number belongs there"),
+        ({"objective": {"constraints": {"kl": 2}}}, "`objective.constraints.kl` is 2, and a mapp"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_by_its_key(
+    tmp_path: Path, changed: dict[str, Any], shown: str
+) -> None:
+    folder = write_run(tmp_path, "odd")
+    spec = yaml.safe_load((folder / "spec.yaml").read_text())
+    (folder / "spec.yaml").write_text(yaml.safe_dump(spec | changed))
+    with pytest.raises(UserError, match=f"spec.yaml cannot be used: its {re.escape(shown)}"):
+        _ = open_run(folder).spec
 
 
 def test_damaged_and_newer_files_are_one_sentence(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ for numbers in ([signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]):
         with terminable(), preemptible(print) as preemption:
             for number in numbers:
                 os.kill(os.getpid(), number)
-            print("searched", preemption.given)
+            print("searched", preemption.announced)
         print("verifying")
     except KeyboardInterrupt:
         print("interrupted", signal.getitimer(signal.ITIMER_REAL))

@@ -45,7 +45,7 @@ def test_notice_waits_for_what_runs(spec: Spec, monkeypatch: pytest.MonkeyPatch)
         for name, status in (("a", "RUNNING"), ("b", "RUNNING"), ("c", "PENDING"))
     )
     controller = SimpleNamespace(get_live_trials=lambda: [slow, dying, waiting])
-    scheduler.preemption.given = True
+    scheduler.preemption.announced = True
     assert scheduler.choose_trial_to_run(controller) is None
     dying.status = "ERROR"
     assert scheduler.choose_trial_to_run(controller) is None

@@ -26,12 +26,12 @@ class Preemption:
     """What a search does between the notice and its end.
 
     Attributes:
-        given: the notice has come.
+        announced: the notice has come.
         late: the time for checkpoints is up.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.given = self.late = False
+        self.announced = self.late = False
         self.say = say
         self.owing: set[str] | None = None  # trials that have not reported since
 
@@ -75,8 +75,8 @@ def preemptible(say: Callable[[str], None]) -> Iterator[Preemption]:
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal since
-        if not preemption.given:
-            preemption.given, since = True, time.monotonic()
+        if not preemption.announced:
+            preemption.announced, since = True, time.monotonic()
             # Again each second: Python drops what is raised while an object is being finalised.
             signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)
         elif time.monotonic() - since > AGAIN:
@@ -91,9 +91,9 @@ def preemptible(say: Callable[[str], None]) -> Iterator[Preemption]:
             with handled(note, *NOTICES):
                 yield preemption
         finally:
-            if preemption.given:
+            if preemption.announced:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-    if preemption.given:
+    if preemption.announced:
         raise KeyboardInterrupt
 
 
