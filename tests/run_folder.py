@@ -1,39 +1,35 @@
-"""A small run folder as docs/run_folder.md describes it, through real Optuna and transformers."""
+"""A small run folder, as a driver writes it from the reports of trials that nobody trained."""
 
 import json
-import os
 import shutil
-import socket
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-import optuna
-import yaml
+import numpy as np
 from filelock import FileLock
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
 
 from results.run import layout
-from tune.record import claim
+from search_spaces.spec import Spec, validate
+from trainables.artifacts import build_once, write_json
+from trainables.evaluation.metrics import reference_measures
+from trainables.reference_files import save_logps
+from trainables.trial_report import Report
+from tune import measurement
+from tune.inputs import judge_identity
+from tune.record import Record, create, now, read_lines
+from tune.rungs import Rungs
+from tune.study import Study
+from tune.verdict import Measured, compare, decide, fresh_seeds
 
 RUNGS = (178, 533, 1600)
-REFERENCE = {
-    "win_rate": 0.5,
-    "judge_score": 0.46,
-    "kl": 0.0,
-    "pair_loss": 0.6931,
-    "accuracy": 0.5,
-    "length_ratio": 1.0,
-    "repetition": 0.01,
-    "ended": 1.0,
-}
-SPEC = {
+TEST_PROMPTS = 512
+ROWS = 1600
+DELTAS = np.linspace(-1, 4, 256, dtype=np.float32)  # of a trial's pairs, nats
+SPEC: dict[str, Any] = {
     "model": "quickstart",
-    "revision": None,
-    "dataset": {"path": "quickstart", "name": None, "split": "train"},
+    "dataset": {"path": "quickstart", "validation_pairs": 200},
     "space": {
         "learning_rate": {"loguniform": [1e-5, 3e-3]},
         "beta": {"loguniform": [0.01, 1.0]},
@@ -41,38 +37,33 @@ SPEC = {
         "loss_type": {"choice": [["sigmoid"], ["sigmoid", "sft"]]},
     },
     "training": {"max_length": 64, "gradient_accumulation_steps": 2},
-    "lora": None,
-    "sft": None,
     "judge": "quickstart",
     "objective": {"metric": "win_rate", "constraints": {"kl": {"max": 20}}},
-    "budget": {"pairs": 1600},
-    "search": {"trials": 6, "seed": 42, "rungs": list(RUNGS)},
-    "precision": "auto",
+    "budget": {"pairs": RUNGS[-1]},
+    "search": {"trials": 6, "rungs": list(RUNGS)},
 }
-# learning rate, beta, batch, loss_type; the win rate at each rung; how it ended
-TRIALS: list[tuple[tuple[float, float, int, str], list[float], str]] = [
-    ((2.1e-4, 0.3, 8, '["sigmoid", "sft"]'), [0.62, 0.71, 0.81], "budget"),
-    ((1.0e-5, 0.1, 4, '["sigmoid"]'), [0.51], "asha"),
-    ((3.0e-3, 0.05, 8, '["sigmoid"]'), [0.12], "constraint"),
-    ((5.0e-4, 1.0, 4, '["sigmoid"]'), [0.60, 0.66, 0.74], "budget"),
-    ((8.0e-5, 0.5, 4, '["sigmoid"]'), [0.55, 0.58], "asha"),
-    ((1.0e-3, 0.02, 8, '["sigmoid"]'), [], "error"),
+# Of each trial: learning rate, beta, batch and losses; then its win rate at each rung.
+TRIALS: list[tuple[tuple[float, float, int, list[str]], list[float]]] = [
+    ((2.1e-4, 0.3, 8, ["sigmoid", "sft"]), [0.62, 0.71, 0.81]),
+    ((1.0e-5, 0.1, 4, ["sigmoid"]), [0.51]),
+    ((3.0e-3, 0.05, 8, ["sigmoid"]), [0.12]),
+    ((5.0e-4, 1.0, 4, ["sigmoid"]), [0.60, 0.66, 0.74]),
+    ((8.0e-5, 0.5, 4, ["sigmoid"]), [0.55, 0.58]),
+    ((1.0e-3, 0.02, 8, ["sigmoid"]), []),
 ]
-# What `preftune train` writes.
-FULL = {
-    "outcome": "better",
-    "passing": True,
-    "trial": 0,
-    "params": {"beta": 0.3},
-    "pairs": 48733,
-    "winner_pairs": 1600,
-    "metric": "win_rate",
-    "direction": "maximize",
-    "confidence": 0.95,
-    "test": {"win_rate": 0.86, "judge_score": 0.83, "kl": 2.2, "ended": 1.0},
-    "broken": [],
-    "against_reference": {"difference": 0.36, "interval": [0.31, 0.41]},
-    "against_winner": {"difference": 0.06, "interval": [0.02, 0.08]},
+DIVERGED, FAILED, UNFINISHED = 2, 5, 4
+# The trials in the order of their reports: trial 4 meets a better one at its second rung, trial 1
+# three better ones at its first.
+REPORTS = [(4, 0), (3, 0), (3, 1), (4, 1), (3, 2), (0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
+SAMPLE = {
+    "row": 3,
+    "prompt": "What is the capital of France?",
+    "answer": " The [bold]capital[/bold] is <b>Paris</b>.\x1b[31m",
+    "tokens": 9,
+    "ended": True,
+    "repetition": 0.0,
+    "score": 1.0,
+    "log_ratio": 0.8,
 }
 CORPUS = [
     "User: What is the capital of France? Assistant: The capital of France is Paris.",
@@ -122,144 +113,198 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1))
-
-
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def _measures(rung: int, win_rate: float, kl: float) -> dict[str, Any]:
+def _rows() -> list[dict[str, str]]:
+    """Return pairs of which some have an empty answer, and some one too long for `max_length`."""
+    rows = []
+    for number in range(ROWS):
+        chosen = "The capital of France is Paris." * (8 if number % 8 == 0 else 1)
+        rejected = "" if number % 20 == 7 else "The opposite of hot is cold."
+        rows.append({"prompt": f"What is {number}?", "chosen": chosen, "rejected": rejected})
+    return rows
+
+
+@cache
+def _prepared_master() -> tuple[Path, dict[str, str]]:
+    """Return a folder of what stage 1 prepares, and the names of the stages' folders in it."""
+    from datasets import Dataset
+
+    from trainables.data.preferences import load_pairs, prepare_pairs
+    from trainables.evaluation.sampling import Answer, answer_lines, distinct_prompts
+    from trainables.models import load_tokenizer
+
+    root = Path(mkdtemp(prefix="preftune-prepared-"))
+    base = write_model(root / "base", seed=1)
+    spec = validate(SPEC)
+    d = spec.dataset
+
+    def build_data(out: Path) -> None:
+        prepare_pairs(
+            Dataset.from_list(_rows()),
+            load_tokenizer(base),
+            max_length=spec.training["max_length"],
+            test_fraction=d.test_fraction,
+            validation_pairs=d.validation_pairs,
+            seed=d.seed,
+            out=out,
+            source={"path": "quickstart", "revision": None, "split": "train"},
+        )
+
+    data = build_once(root, "data", {"of": "tests"}, build_data)
+
+    def build_reference(out: Path) -> None:
+        for split in ("train", "validation", "test"):
+            logps = np.full(len(load_pairs(data / f"{split}.parquet")), -20.0, np.float32)
+            save_logps(out / f"{split}.npz", logps, logps)
+
+    def build_answers(out: Path) -> None:
+        for split in ("validation", "test"):
+            prompts = distinct_prompts(load_pairs(data / f"{split}.parquet"), TEST_PROMPTS)
+            said = [Answer([5, 6, 7], " Paris.", True)] * len(prompts)
+            scores = [float(23 * i % 50 < 23) for i in range(len(prompts))]
+            lines = answer_lines(prompts, said, scores)
+            (out / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    reference = build_once(root, "reference", {"of": "tests"}, build_reference)
+    judge, _ = judge_identity(spec.judge, None)
+    answers = build_once(root, "answers", {"judge": judge}, build_answers)
+    return root, {"data": data.name, "reference": reference.name, "answers": answers.name}
+
+
+def _prepare(storage: Path, record: Record) -> None:
+    """Put there what stage 1 prepares, and record it as stage 1 does."""
+    master, names = _prepared_master()
+    prepared = storage / layout.PREPARED
+    if not prepared.exists():
+        shutil.copytree(master, prepared)
+    report = (prepared / names["data"] / layout.DATA_REPORT).read_bytes()
+    (record.folder / layout.DATA_REPORT).write_bytes(report)
+    answers = read_lines(prepared / names["answers"] / "validation.jsonl")
+    record.update(
+        hardware={"nodes": 1, "cpus": 2.0, "gpus": 0.0},
+        dashboard="http://127.0.0.1:8265",
+        revisions={"model": None, "dataset": None, "judge": None},
+        reference={"validation": reference_measures(answers)},
+        model={"path": "quickstart", "revision": None, "folder": str(prepared / "base")},
+        dataset={},
+        prepared={**names, "sft": None},
+        seconds={"prepare": 11.2},
+    )
+
+
+def _measures(win_rate: float, kl: float, rung: int = len(RUNGS) - 1) -> dict[str, float | None]:
+    blown_up = kl > 20
     return {
-        "rung": rung,
-        "pairs": RUNGS[rung],
-        "step": RUNGS[rung] // 16,
-        "seconds": 5.0 * (rung + 1),
-        "peak_memory_mb": 801.0,
-        "feasible": kl <= 20,
-        "broken": [] if kl <= 20 else ["kl"],
-        "train_loss": 0.61,
         "win_rate": win_rate,
         "win_rate_length_controlled": win_rate - 0.01,
         "judge_score": win_rate - 0.04,
         "kl": kl,
         "pair_loss": 0.52,
-        "accuracy": 0.81 if kl <= 20 else 0.99,
+        "accuracy": 0.99 if blown_up else 0.81,
         "margin": 1.1,
         "chosen_drift": -0.02,
         "length_ratio": 1.0,
         "repetition": 0.01,
-        "ended": 1.0 if kl <= 20 else 0.3,
+        "ended": 0.3 if blown_up else 1.0,
+        "train_loss": 0.61,
+        "seconds": 5.0 * (rung + 1),
+        "peak_memory_mb": 801.0,
     }
 
 
-def _write_search(folder: Path, unfinished: bool) -> None:
-    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    study = optuna.create_study(study_name="search", storage=storage, direction="maximize")
-    decisions: list[dict[str, Any]] = []
-    for number, (params, values, ended_by) in enumerate(TRIALS):
-        names = ("learning_rate", "beta", "per_device_train_batch_size", "loss_type")
-        study.enqueue_trial(dict(zip(names, params, strict=True)))
-        trial = study.ask()
-        trial.suggest_float("learning_rate", 1e-5, 3e-3, log=True)
-        trial.suggest_float("beta", 0.01, 1.0, log=True)
-        trial.suggest_categorical("per_device_train_batch_size", [4, 8])
-        trial.suggest_categorical("loss_type", ['["sigmoid"]', '["sigmoid", "sft"]'])
-        home = folder / "trials" / str(number)
-        home.mkdir(parents=True)
-        kl = 63.0 if ended_by == "constraint" else 1.0 + 3 * params[0] * 1000
-        lines = [_measures(rung, value, kl) for rung, value in enumerate(values)]
-        write_lines(home / "measures.jsonl", lines)
-        (home / "log.txt").write_text("started\n")
-        for rung, value in enumerate(values):
-            trial.report(value, RUNGS[rung])
-            last = rung == len(values) - 1
-            decision = {"budget": "complete", "asha": "stop", "constraint": "infeasible"}
-            decisions.append(
-                {
-                    "time": "2026-01-31T09:38:00+00:00",
-                    "trial": number,
-                    "rung": rung,
-                    "pairs": RUNGS[rung],
-                    "value": value,
-                    "others": [],
-                    "reduction_factor": 3,
-                    "direction": "maximize",
-                    "decision": decision[ended_by] if last else "continue",
-                    "ended_by": ended_by if last else None,
-                    "reason": "among the best third" if not last else "the last rung it reaches",
-                }
-            )
-        trial.set_user_attr("device", "cpu")
-        trial.set_user_attr("seconds", 11.0)
-        trial.set_constraint("kl", kl - 20)
-        if unfinished and number == 4:
-            break
-        trial.set_user_attr("ended_by", ended_by)
-        if ended_by == "budget":
-            study.tell(trial, values[-1])
-        elif ended_by == "error":
-            trial.set_user_attr("cause", "The worker ran out of memory three times.")
-            study.tell(trial, state=TrialState.FAIL)
-        else:
-            if ended_by == "constraint":
-                trial.set_user_attr("cause", "kl 63 is over its limit of 20 at 178 pairs.")
-            study.tell(trial, state=TrialState.PRUNED)
-    write_lines(folder / "decisions.jsonl", decisions)
-    sample = {
-        "row": 3,
-        "prompt": "What is the capital of France?",
-        "answer": " The [bold]capital[/bold] is <b>Paris</b>.\x1b[31m",
-        "tokens": 9,
-        "ended": True,
-        "score": 1.0,
-        "log_ratio": 0.8,
-        "pairs": 1600,
-    }
-    write_lines(folder / "trials" / "0" / "samples.jsonl", [sample])
-
-
-def _verdict(outcome: str) -> dict[str, Any]:
-    winner = outcome != "none"
-    params = {
-        "learning_rate": 2.1e-4,
-        "beta": 0.3,
-        "per_device_train_batch_size": 8,
-        "loss_type": ["sigmoid", "sft"],
-    }
-    test = {**REFERENCE, "win_rate": 0.80, "judge_score": 0.78, "kl": 1.7, "accuracy": 0.93}
-    finalist = {
-        "number": 0,
-        "params": params,
-        "beats_reference": winner,
-        "difference": 0.30 if winner else 0.02,
-        "interval": [0.24, 0.37] if winner else [-0.05, 0.08],
-        "judge_score_difference": 0.32,
-        "judge_score_interval": [0.26, 0.39],
-        "test": test,
-        "fresh_seeds": [{"seed": 1042, "test": {**test, "win_rate": 0.79}}],
-    }
-    second = {**finalist, "number": 3, "difference": 0.22, "interval": [0.15, 0.29]}
-    sentence = (
-        "Trial 0 beats the reference: judge score 0.78 against 0.46 on 512 test prompts."
-        if winner
-        else "No configuration beats the reference."
+def _report(number: int, rung: int) -> Report:
+    """Return what a trial reports at a rung."""
+    params, win_rates = TRIALS[number]
+    kl = 63.0 if number == DIVERGED else 1.0 + 3000 * params[0]
+    return Report(
+        step=RUNGS[rung] // 16,
+        pairs=RUNGS[rung],
+        rung=rung,
+        measures=_measures(win_rates[rung], kl, rung),
+        deltas=DELTAS,
+        samples=[SAMPLE] if (number, rung) == (0, len(RUNGS) - 1) else [],
+        log="" if rung else "started\n",
     )
+
+
+def _search(spec: Spec, record: Record, done: bool) -> None:
+    """Run the search: its trials report, and are told what the rule decides."""
+    record.update(state="searching")
+    study = Study(spec, record.folder)
+    rungs = Rungs(spec.objective, spec.rungs_pairs, True, study, record)
+    asked = [study.ask()[0] for _ in TRIALS[: None if done else FAILED]]
+    for number, rung in REPORTS:
+        if done or (number, rung) != (UNFINISHED, 1):
+            study.note(number, device="cpu", node="here")
+            rungs.reported(number, _report(number, rung))
+    if FAILED in asked:
+        study.note(FAILED, device="cpu", node="here")
+        rungs.reported(FAILED, Report(failed="its process died", log="started\n"))
+
+
+def _gains(win_rate: float, turn: int) -> np.ndarray:
+    """Return win - 1/2 of each test prompt; another turn wins on other prompts."""
+    won = np.arange(TEST_PROMPTS) < round(win_rate * TEST_PROMPTS)
+    return np.roll(won, 40 * turn) - 0.5
+
+
+def _measured(win_rate: float, turn: int) -> Measured:
+    scores = np.zeros(TEST_PROMPTS)
+    scores[: round((win_rate - 0.48) * TEST_PROMPTS)] = 1.0
+    measures = _measures(win_rate, 1.7) | {"judge_score": win_rate - 0.02, "accuracy": 0.93}
+    return Measured(measures, _gains(win_rate, turn), scores)
+
+
+@cache
+def _measurements(outcome: str) -> dict[tuple[int, int | None], Measured]:
+    """Return both finalists' measurements on the test split, with their own and fresh seeds."""
+    spec = validate(SPEC)
+    rates = {0: 0.8, 3: 0.72} if outcome == "winner" else {0: 0.52, 3: 0.5}
+    seeds = (None, *fresh_seeds(spec.search.seed, spec.verify.seeds))
     return {
-        "outcome": outcome,
-        "sentence": sentence,
-        "passing": winner,
-        "winner": 0 if winner else None,
-        "params": params if winner else None,
-        "metric": "win_rate",
-        "direction": "maximize",
-        "confidence": 0.95,
-        "test_prompts": 512,
-        "test_pairs": 700,
-        "reference": REFERENCE,
-        "finalists": [finalist, second] if winner else [finalist],
+        (number, seed): _measured(rate - 0.01 * turn, turn)
+        for number, rate in rates.items()
+        for turn, seed in enumerate(seeds)
     }
+
+
+@cache
+def _verdict(outcome: str) -> dict[str, Any]:
+    spec = validate(SPEC)
+    _, names = _prepared_master()
+    measured = _measurements(outcome)
+    fresh = fresh_seeds(spec.search.seed, spec.verify.seeds)
+    params = {number: dict(zip(SPEC["space"], TRIALS[number][0], strict=True)) for number in (0, 3)}
+    reference = _prepared_master()[0] / names["answers"] / "test.jsonl"
+    return {
+        **decide(spec.objective, spec.search.seed, fresh, params, measured),
+        "test_prompts": TEST_PROMPTS,
+        "test_pairs": 700,
+        "reference": reference_measures(read_lines(reference)),
+    }
+
+
+@cache
+def _full() -> dict[str, Any]:
+    spec = validate(SPEC)
+    winner = _measurements("winner")[0, None]
+    return {
+        **compare(spec.objective, spec.search.seed, _measured(0.86, 0), winner),
+        "trial": 0,
+        "params": _verdict("winner")["params"],
+        "pairs": 48733,
+        "winner_pairs": RUNGS[-1],
+        "seconds": 71.3,
+        "created": now(),
+    }
+
+
+def full_verdict(**fields: Any) -> dict[str, Any]:
+    """Return what `preftune train` writes of a better model, with other fields where given."""
+    return {**_full(), **fields}
 
 
 DRIVEN: dict[Path, FileLock] = {}  # locks of the runs that this process drives
@@ -273,74 +318,36 @@ def crash(folder: Path) -> None:
 def write_run(
     storage: Path, name: str = "quickstart-1122-0937", outcome: str = "winner", state: str = "done"
 ) -> Path:
-    """Write a run folder and the prepared folders it names.
+    """Write a run folder and the prepared folders that it names.
 
     Args:
         storage: where run folders live.
         name: the run's name.
-        outcome: the verdict; `best/` is there unless it is `none`.
+        outcome: the verdict, `winner` or `none`; `best/` is there unless it is `none`.
         state: anything but `done` leaves trial 4 running, trial 5 unborn, and no verdict; this
             process drives a run in an active one, until `crash`.
     """
-    folder = storage / name
-    folder.mkdir(parents=True)
-    if state in layout.ACTIVE:
-        DRIVEN[folder] = claim(folder)
-    (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
-    prepared = storage / "prepared"
-    if not (prepared / "base").exists():
-        write_model(prepared / "base", seed=1)
-        tokenizer = prepared / "data-0a1b" / "tokenizer"
-        tokenizer.mkdir(parents=True)
-        for path in (prepared / "base").iterdir():
-            if path.suffix != ".safetensors" and "config.json" != path.name:
-                shutil.copy(path, tokenizer)
-    info = {
-        "format": 1,
-        "name": name,
-        "state": state,
-        "error": None,
-        "command": "preftune run quickstart",
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "created": "2026-01-31T09:37:58+00:00",
-        "ended": "2026-01-31T09:40:11+00:00" if state == "done" else None,
-        "seconds": {"prepare": 11.2, "search": 64.0, "verify": 40.3},
-        "versions": {"preftune": "0.1.0", "torch": "2.13.0", "trl": "1.16.0"},
-        "commit": "0123abc",
-        "seeds": {"search": 42, "split": 42, "verify": [1042, 1043]},
-        "model": {"path": "quickstart", "revision": None, "folder": str(prepared / "base")},
-        "prepared": {"data": "data-0a1b", "sft": None, "reference": "reference-2c3d"},
-        "hardware": {"nodes": 1, "cpus": 2, "gpus": 0, "gpu_names": []},
-        "dashboard": "http://127.0.0.1:8265",
-        "reference": {"validation": REFERENCE},
-    }
-    write_json(folder / "run.json", info)
-    write_json(
-        folder / "data_report.json",
-        {
-            "source": {"path": "quickstart", "revision": None, "split": "train", "rows": 4000},
-            "test_fraction": 0.2,
-            "seed": 42,
-            "max_length": 128,
-            "reasons": {"empty_answer": "an answer is empty", "template": "it is refused"},
-            "splits": {
-                "train": {
-                    "raw": 2000,
-                    "kept": 1950,
-                    "dropped": {"empty_answer": 50, "template": 0},
-                    "distinct_prompts": 1900,
-                    "truncated": 0.125,
-                    "longer_is_chosen": 0.51,
-                    "prompt_tokens": {"median": 20, "p95": 24},
-                    "answer_tokens": {"median": 12, "p95": 18.6},
-                }
-            },
-        },
-    )
-    _write_search(folder, unfinished=state != "done")
+    first = [dict(zip(SPEC["space"], params, strict=True)) for params, _ in TRIALS]
+    search = {**SPEC["search"], "try_first": first}
+    spec = validate({**SPEC, "search": search, "storage": str(storage)})
+    record = create(spec, name, True, "preftune run quickstart")
+    lock = record.lock
+    assert lock is not None
+    _prepare(storage, record)
+    _search(spec, record, done=state == "done")
+    seconds = record.seconds | {"search": 64.0}
     if state == "done":
-        write_json(folder / "verdict.json", _verdict(outcome))
+        seconds["verify"] = 40.3
+        folder = record.folder / layout.VERIFY
+        folder.mkdir()
+        for (number, seed), measured in _measurements(outcome).items():
+            measurement.save(folder, number, seed, measured)
         if outcome != "none":
-            write_model(folder / "best", seed=0)
-    return folder
+            write_model(record.folder / layout.BEST, seed=0)
+        write_json(record.folder / layout.VERDICT, _verdict(outcome))
+    record.update(state=state, seconds=seconds, ended=None if state in layout.ACTIVE else now())
+    if state in layout.ACTIVE:
+        DRIVEN[record.folder] = lock
+    else:
+        lock.release()
+    return record.folder

@@ -222,7 +222,7 @@ class Study:
             violation = bound.violation(measure)
             if violation > 0:
                 below = bound.min is not None and measure is not None and measure < bound.min
-                limit = f"< {bound.min}" if below or bound.max is None else f"> {bound.max}"
+                limit = f"< {bound.min:g}" if below or bound.max is None else f"> {bound.max:g}"
                 shown = "not known" if measure is None else f"{measure:.3g}"
                 broken.append(f"{name} {shown} {limit}")
                 live.set_constraint(name, violation)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from publishing import draw, push
 from rich.console import Console
-from run_folder import FULL, write_model, write_run
+from run_folder import full_verdict, write_model, write_run
 
 from results.publish.push_data import data_files
 from results.report.page import page
@@ -81,7 +81,7 @@ def damaged(value: Any) -> Iterator[tuple[str, Any]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("runs"), "won")
     write_model(folder / "full", seed=3)
-    (folder / "full.json").write_text(json.dumps(FULL))
+    (folder / "full.json").write_text(json.dumps(full_verdict()))
     return folder
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from run_folder import write_json, write_lines
+from run_folder import write_lines
 
 from results.doctor.data_warnings import data_warnings
 from results.doctor.finding import Finding
@@ -71,7 +71,7 @@ def write(folder: Path, spec: dict[str, Any] = SPEC, **splits: dict[str, Any]) -
             name: {**SPLIT, **splits.get(name, {})} for name in ("train", "validation", "test")
         },
     }
-    write_json(folder / "data_report.json", report)
+    (folder / "data_report.json").write_text(json.dumps(report))
     info = {"prepared": {"answers": ANSWERS}, "reference": {"validation": REFERENCE}}
     return Run(folder, {"state": "done", **info})
 

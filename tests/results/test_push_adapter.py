@@ -61,7 +61,7 @@ def run(tmp_path: Path) -> Run:
         assert str(base) in (checkpoint / "adapter_config.json").read_text()
     run = edit(open_run(folder), "spec.yaml", model="lab/base", lora={"r": 4})
     model = {"path": "lab/base", "revision": REVISION, "folder": str(base)}
-    return edit(run, "run.json", model=model)
+    return edit(run, "run.json", model=model, revisions={"model": REVISION})
 
 
 @pytest.fixture

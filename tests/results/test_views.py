@@ -139,7 +139,7 @@ def test_a_paused_trial_is_neither_running_nor_missing(tmp_path: Path) -> None:
     info = json.loads((folder / "run.json").read_text()) | {"state": "stopped"}
     (folder / "run.json").write_text(json.dumps(info))
     run = open_run(folder)
-    assert (run.trial(4).state, run.trial(4).value) == ("paused", 0.58)
+    assert (run.trial(4).state, run.trial(4).value) == ("paused", 0.55)
     assert not [line for line in run.missing() if "without an end" in line]
     endings = [row.ending for row in views.leaderboard(run).rows]
     assert endings == ["complete", "complete", "asha", "paused", "infeasible"]

@@ -36,9 +36,7 @@ from streamlit.testing.v1 import AppTest
 
 import tune.cluster.connection
 import tune.run
-from trainables.artifacts import seal
 from tune import cli
-from tune.inputs import judge_identity
 from tune.prepare import recorded
 from tune.record import claim
 from tune.resume import reopened
@@ -164,21 +162,6 @@ def changed(name: str, **changes: Any) -> Layout:
 def held(here: Path) -> Any:
     """Another driver has the run; the lock is the operating system's, whoever holds it."""
     return claim(here / "runs" / "live")
-
-
-def prepared(here: Path) -> None:
-    """What run `won` was prepared with, as far as `train` reads it before it starts anything."""
-    names = {}
-    for stage, files in (("data", ["train.parquet"]), ("reference", ["train.npz"]), ("answers", ["test.jsonl"])):  # fmt: skip
-        names[stage] = f"{stage}-0123"
-        for name in files:
-            text(f"prepared/{stage}-0123/{name}", stage)(here)
-        seal(
-            here / "prepared" / f"{stage}-0123",
-            inputs={"judge": judge_identity("quickstart", None)[0]},
-        )
-    changed("won/run.json", prepared={**names, "sft": None})(here)
-    spec()(here / "won")
 
 
 SPECS = [
@@ -363,16 +346,16 @@ DAMAGE = [
     ("verdict cut", cut("won/verdict.json", 50), "train won", 1, ["verdict.json cannot be read", "restore it"]),
     ("verdict without its winner", changed("won/verdict.json", winner=None), "train won", 1, ["verdict.json", "`winner` is missing"]),
     ("verdict of other kinds", changed("won/verdict.json", finalists=[3]), "show won", 1, ["verdict.json", "`finalists.0` is 3", "a mapping belongs there"]),
-    ("verdict of a trial that is not there", both(prepared, changed("won/verdict.json", winner=99)), "push won ./out", 1, ["no trial 99", "0 to 5"]),
+    ("verdict of a trial that is not there", changed("won/verdict.json", winner=99), "push won ./out", 1, ["no trial 99", "0 to 5"]),
     ("data report of other kinds", text("won/data_report.json", '{"splits": 3}'), "report won", 1, ["data_report.json", "`splits` is 3"]),
     ("full.json of nothing", text("won/full.json", "{}1"), "train won", 1, ["full.json cannot be read"]),
     ("full.json without its words", text("won/full.json", '{"trial": 0}'), "train won", 1, ["full.json", "is missing"]),
     ("report of a run without anything", text("bare/run.json", "{}"), "report bare", 0, ["report.html"]),
     ("show of a run without anything", text("bare/run.json", "{}"), "show bare", 0, ["data_report.json is missing", "there are no trials"]),
-    ("prepared data gone", nothing, "train won", 1, ["prepared", "is gone or has changed", "start a new run"]),
-    ("prepared data changed", both(prepared, text("prepared/data-0123/train.parquet", "x")), "train won", 1, ["is gone or has changed"]),
-    ("measurement gone", prepared, "train won", 1, ["verify/0-own.json is missing", "restore it"]),
-    ("measurement damaged", both(prepared, text("won/verify/0-own.json", '{"gains": [')), "train won", 1, ["0-own.json is damaged", "restore it"]),
+    ("prepared data gone", lambda here: shutil.rmtree(here / "prepared"), "train won", 1, ["prepared", "is gone or has changed", "start a new run"]),
+    ("prepared data changed", lambda here: [path.write_text("x") for path in here.glob("prepared/data-*/train.parquet")], "train won", 1, ["is gone or has changed"]),
+    ("measurement gone", without("won/verify/0-own.json"), "train won", 1, ["verify/0-own.json is missing", "restore it"]),
+    ("measurement damaged", text("won/verify/0-own.json", '{"gains": ['), "train won", 1, ["0-own.json is damaged", "restore it"]),
     ("best gone, to push", lambda here: shutil.rmtree(here / "won" / "best"), "push won ./out", 1, ["cannot be published", "no config.json"]),
     ("weights cut, to push", cut("won/best/model.safetensors", 5000), "push won ./out", 1, ["model.safetensors is damaged", "--trial"]),
     ("weights of nothing, to push", text("won/best/model.safetensors", ""), "push won me/model --dry-run", 1, ["model.safetensors is damaged"]),

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from rich.console import Console
-from run_folder import FULL, SPEC, write_json, write_run
+from run_folder import full_verdict, write_run
 from searching import HANG, end_with_family, preftune, start, wait_for
 
 from results.publish.card import published_texts
@@ -26,7 +26,7 @@ from results.run.run import Run
 from results.verdict_view import full_sentence
 from search_spaces.errors import UserError
 from search_spaces.spec import load, validate
-from trainables.artifacts import checksum, seal
+from trainables.artifacts import checksum, seal, write_json
 from trainables.evaluation.metrics import reference_measures
 from trainables.prepared import Split
 from trainables.quickstart.world import rows
@@ -246,32 +246,25 @@ def quiet() -> Console:
     return Console(quiet=True)
 
 
-def prepared_like(storage: Path, pairs: int) -> None:
-    """Seal prepared folders with as many training pairs."""
-    for stage in ("data-0a1b", "reference-2c3d", "answers-4e5f"):
-        folder = storage / "prepared" / stage
-        folder.mkdir(exist_ok=True)
-        if stage.startswith("data"):
-            table = pa.table({"prompt_ids": [[1]] * pairs})
-            pyarrow.parquet.write_table(table, folder / "train.parquet")
-        seal(folder, inputs={"judge": None})
+def prepared(folder: Path, stage: str) -> Path:
+    """Return a prepared folder of a run."""
+    name = json.loads((folder / "run.json").read_text())["prepared"][stage]
+    return folder.parent / "prepared" / str(name)
+
+
+def with_pairs(folder: Path, pairs: int) -> None:
+    """Give a run as many training pairs."""
+    data = prepared(folder, "data")
+    table = pa.table({"prompt_ids": [[1]] * pairs})
+    pyarrow.parquet.write_table(table, data / "train.parquet")
+    seal(data)
 
 
 @pytest.fixture
 def ended(tmp_path: Path) -> Path:
     """The folder of a run whose winner can be trained on 2,000 pairs: it has seen 1,600."""
     folder = write_run(tmp_path)
-    prepared_like(tmp_path, 2000)
-    info = json.loads((folder / "run.json").read_text())
-    info["prepared"]["answers"] = "answers-4e5f"
-    write_json(folder / "run.json", info)
-    objective = {"metric": "pair_loss", "constraints": {"kl": {"max": 20}}}
-    search = {"trials": 6, "rungs": [178, 533, 1600]}
-    spec = {**SPEC, "judge": None, "objective": objective, "search": search}
-    (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
-    (folder / "decisions.jsonl").unlink()
-    (folder / "verify").mkdir()
-    write_json(folder / "verify" / "0-own.json", {"measures": {}, "gains": [0.1], "scores": []})
+    with_pairs(folder, 2000)
     return folder
 
 
@@ -298,20 +291,18 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         "'interrupted'.*finish it with `preftune resume .*`",
     ),
     "no spec": (lambda f: (f / "spec.yaml").unlink(), "has no spec.yaml"),
-    "no data": (lambda f: shutil.rmtree(f.parent / "prepared/data-0a1b"), "prepared.*is gone"),
+    "no data": (lambda f: shutil.rmtree(prepared(f, "data")), "prepared.*is gone"),
     "other data": (
-        lambda f: (f.parent / "prepared/data-0a1b/train.parquet").write_bytes(b"PAR1"),
+        lambda f: (prepared(f, "data") / "train.parquet").write_bytes(b"PAR1"),
         "prepared.*has changed",
     ),
     "other judge": (
-        lambda f: (f / "spec.yaml").write_text(
-            (f / "spec.yaml").read_text().replace("judge: null", "judge: quickstart")
-        ),
+        lambda f: seal(prepared(f, "answers"), inputs={"judge": "another"}),
         "the judge 'quickstart' is not the one",
     ),
     "no measurement": (lambda f: shutil.rmtree(f / "verify"), "0-own.json is missing"),
     "all pairs": (
-        lambda f: prepared_like(f.parent, 1600),
+        lambda f: with_pairs(f, 1600),
         "trial 0, the winner of .*, has seen all 1,600 training pairs: there is nothing more",
     ),
 }
@@ -338,9 +329,9 @@ def test_refused_while_another_process_has_the_run(ended: Path) -> None:
 
 
 def test_training_of_an_earlier_winner_is_not_this_ones(ended: Path) -> None:
-    write_json(ended / "full.json", {**FULL, "trial": 3})
+    write_json(ended / "full.json", full_verdict(trial=3))
     assert open_run(ended).full() is None
-    write_json(ended / "full.json", FULL)
+    write_json(ended / "full.json", full_verdict())
     assert (open_run(ended).full() or {})["trial"] == 0
 
 

@@ -88,7 +88,7 @@ def test_broken_constraint_ends_a_trial_infeasible_and_out_of_the_ranking(spec: 
     trial = desk.study.trial(wild)
     assert trial.state == TrialState.PRUNED
     assert trial.constraints == {"kl": pytest.approx(0.25)}
-    assert trial.user_attrs["cause"] == "kl 25 > 20.0"
+    assert trial.user_attrs["cause"] == "kl 25 > 20"
     assert desk.rung(tame, 0, 0.4)  # first among the feasible: 0.9 does not count against it
     assert desk.study.finalists(3) == []
 
