@@ -61,9 +61,9 @@ def problems(
             key = f"{section}.{name}"
             if (name if section == "training" else key) in searched:
                 yield Problem(key, value, "also in `space`; keep one of the two")
-            found = list(upstream.check(key, name, [value], value, drops_out))
-            yield from found
-            if not found:
+            wrong = list(upstream.check(key, name, [value], value, drops_out))
+            yield from wrong
+            if not wrong:
                 fixed[section][name] = value
 
     tried: dict[str, list[Any]] = {}
@@ -72,16 +72,16 @@ def problems(
         values = space[name].values if name in space else []
         shown = space[name].model_dump() if name in space else ABSENT
         if name.startswith("lora."):
-            found = list(peft.check(key, name[5:], values, shown, drops_out))
+            wrong = list(peft.check(key, name[5:], values, shown, drops_out))
             if lora is None:
                 reason = "LoRA is off; turn it on with `lora: {}`, or take this out"
-                found.insert(0, Problem(key, shown, reason))
+                wrong.insert(0, Problem(key, shown, reason))
         elif (reason_in_space := reason_for(name, IN_SPACE)) is not None:
-            found = [Problem(key, shown, reason_in_space)]
+            wrong = [Problem(key, shown, reason_in_space)]
         else:
-            found = list(dpo.check(key, name, values, shown))
-        yield from found
-        if not found:
+            wrong = list(dpo.check(key, name, values, shown))
+        yield from wrong
+        if not wrong:
             tried[name] = values
     yield from trial_construction.constructed(
         DPOConfig, LoraConfig, fixed["training"], fixed["lora"], tried

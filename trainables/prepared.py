@@ -36,10 +36,10 @@ class Prepared:
     def files(self) -> list[Path]:
         """Return every file of it, for sending to a node that cannot read this storage."""
         folders = [self.model, self.tokenizer]
-        found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
         for split in (self.train, self.held_out):
-            found += [path for path in (split.pairs, split.logps, split.answers) if path]
-        return sorted(found)
+            files += [path for path in (split.pairs, split.logps, split.answers) if path]
+        return sorted(files)
 
     def at(self, here: Callable[[Path], Path]) -> "Prepared":
         """Return the same files where they are on this node."""

@@ -89,10 +89,10 @@ def resume(
     from tune.resume import reopened
     from tune.run import run_search
 
-    found = reopened(run, storage, trials, minutes, console)
-    if found is None:
+    claimed = reopened(run, storage, trials, minutes, console)
+    if claimed is None:
         return
-    spec, record = found
+    spec, record = claimed
     with resumable(resume_command(record.folder), errors):
         run_search(spec, record, address, console)
 
@@ -114,9 +114,9 @@ def list_(storage: Storage = "runs") -> None:
     from results.run.listing import list_runs
     from results.tables import runs_table
 
-    found = list_runs(storage)
-    if found:
-        console.print(runs_table(found))
+    runs = list_runs(storage)
+    if runs:
+        console.print(runs_table(runs))
     else:
         console.print(f"No runs in {storage} yet: start one with `preftune run quickstart`.")
 
@@ -134,13 +134,13 @@ def show(
     from results.run.listing import open_run
     from results.tables import data_report_table, leaderboard_table, trial_detail, verdict_panel
 
-    found = open_run(run, storage)
+    opened = open_run(run, storage)
     if trial is not None:
-        console.print(trial_detail(found, trial))
+        console.print(trial_detail(opened, trial))
         return
-    console.print(data_report_table(found))
-    console.print(leaderboard_table(found))
-    console.print(verdict_panel(found))
+    console.print(data_report_table(opened))
+    console.print(leaderboard_table(opened))
+    console.print(verdict_panel(opened))
 
 
 @app.command()
@@ -158,9 +158,9 @@ def report(
     from results.report.page import write_figures, write_report
     from results.run.listing import open_run
 
-    found = open_run(run, storage)
-    console.print(str(write_report(found)), highlight=False, markup=False, soft_wrap=True)
-    for path in write_figures(found) if png else ():
+    opened = open_run(run, storage)
+    console.print(str(write_report(opened)), highlight=False, markup=False, soft_wrap=True)
+    for path in write_figures(opened) if png else ():
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -178,9 +178,9 @@ def train(
     from tune.cluster.signals import resumable
     from tune.full_training import train_command, train_winner
 
-    found = open_run(run, storage)
-    with resumable(train_command(found.folder), errors):
-        train_winner(found, address, console)
+    opened = open_run(run, storage)
+    with resumable(train_command(opened.folder), errors):
+        train_winner(opened, address, console)
 
 
 @app.command()

@@ -112,8 +112,9 @@ def _measurements(
     """
     spec, record = context.spec, context.record
     folder = record.folder / layout.VERIFY
-    found = {(model.number, model.seed): load(folder, model.number, model.seed) for model in models}
-    done = {key: measurement for key, measurement in found.items() if measurement is not None}
+    keys = [(model.number, model.seed) for model in models]
+    earlier = {key: load(folder, *key) for key in keys}
+    done = {key: measurement for key, measurement in earlier.items() if measurement is not None}
     queue = [model for model in models if (model.number, model.seed) not in done]
     share = context.share
     remote = ray.remote(num_cpus=share.cpu, num_gpus=share.gpu, max_retries=2)(measure)

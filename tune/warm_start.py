@@ -116,10 +116,10 @@ def _inputs(folder: Path, prepared: Mapping[str, Any], stage: str) -> dict[str, 
 
 
 def _refuse(run: Run, differences: Iterator[str]) -> None:
-    found = list(differences)
-    if found:
+    named = list(differences)
+    if named:
         raise UserError(
-            f"search.warm_start: run {run.name} has {'; '.join(found)}. Its values cannot be "
+            f"search.warm_start: run {run.name} has {'; '.join(named)}. Its values cannot be "
             "compared with this search's: make them equal, or leave warm_start out"
         )
 
@@ -137,13 +137,13 @@ def warm_study(spec: Spec, record: Record, run: Run) -> Study:
     _refuse(run, _other_content(record, run))
     earlier = load(str(run.folder / layout.SPEC))
     study, _ = open_study(run.folder / layout.JOURNAL)
-    found = study.get_trials(deepcopy=False) if study else []
+    trials = study.get_trials(deepcopy=False) if study else []
     # A journal without the attribute is of a version that stored distances alone.
     attributes = study.user_attrs if study else {}
-    absolute = attributes.get(ABSOLUTE, range(len(found)))
+    absolute = attributes.get(ABSOLUTE, range(len(trials)))
     numbers: dict[int, int] = {}
     taken: list[FrozenTrial] = []
-    for trial in found:
+    for trial in trials:
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             continue
         stored = {name: decode(name, value) for name, value in trial.params.items()}
@@ -153,24 +153,22 @@ def warm_study(spec: Spec, record: Record, run: Run) -> Study:
             taken.append(_as_ours(spec, trial, params, run, trial.number in absolute))
     if not taken:
         raise UserError(
-            f"search.warm_start: none of the {len(found)} trials of run {run.name} lies in this "
+            f"search.warm_start: none of the {len(trials)} trials of run {run.name} lies in this "
             "search's space with its fixed fields: widen the space, or leave warm_start out"
         )
     for old, new in numbers.items():
         target = record.trial_folder(new)
         if (run.trial_folder(old)).is_dir():
             shutil.copytree(run.trial_folder(old), target, dirs_exist_ok=True)
-    theirs = read_decisions(run.folder)
-    record.take_over(
-        [replace(one, trial=numbers[one.trial]) for one in theirs if one.trial in numbers]
-    )
+    decisions = read_decisions(run.folder)
+    record.take_over([replace(d, trial=numbers[d.trial]) for d in decisions if d.trial in numbers])
     _take_checkpoints(record, run, taken)
     ours = Study(spec, record.folder, taken)
     record.update(
         warm_start={
             "run": str(run.folder),
             "taken": len(taken),
-            "left_out": len(found) - len(taken),
+            "left_out": len(trials) - len(taken),
         }
     )
     return ours

@@ -82,12 +82,12 @@ class ChatTemplate:
         prompts = self.ids([text.prompt for text in texts])
         chosen = self.ids([text.prompt + text.chosen for text in texts])
         rejected = self.ids([text.prompt + text.rejected for text in texts])
-        found = []
+        tokens = []
         for text, prompt, good, bad in zip(texts, prompts, chosen, rejected, strict=True):
             good_ids, merged = self.after(prompt, good, text.chosen)
             bad_ids, merged_too = self.after(prompt, bad, text.rejected)
-            found.append(Tokens(prompt, good_ids, bad_ids, merged + merged_too))
-        return found
+            tokens.append(Tokens(prompt, good_ids, bad_ids, merged + merged_too))
+        return tokens
 
     def after(self, prompt: list[int], whole: list[int], answer: str) -> tuple[list[int], bool]:
         """Return the answer's ids, and whether they had to be taken apart from the prompt's."""

@@ -142,8 +142,8 @@ def split_rows(
             f"{validation_pairs} validation pairs and some to train on: set "
             "dataset.validation_pairs lower, or use more rows."
         ) from error
-    found = {"train": rest["train"], "validation": rest["test"], "test": parts["test"]}
-    return {split: found[split].with_format("numpy")["row"][:] for split in SPLITS}
+    splits = {"train": rest["train"], "validation": rest["test"], "test": parts["test"]}
+    return {split: splits[split].with_format("numpy")["row"][:] for split in SPLITS}
 
 
 def write_split(

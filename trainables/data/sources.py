@@ -47,16 +47,16 @@ def load_rows(
     if path == QUICKSTART:
         from trainables.quickstart.world import rows as draw
 
-        found = DatasetDict(train=Dataset.from_list(draw()))
+        splits = DatasetDict(train=Dataset.from_list(draw()))
     elif on_hub:
-        found = from_hub(path, name, revision)
+        splits = from_hub(path, name, revision)
     elif where.is_dir():
-        found = from_folder(where, name)
+        splits = from_folder(where, name)
     elif where.is_file():
-        found = DatasetDict(train=in_memory(read_file(where)))
+        splits = DatasetDict(train=in_memory(read_file(where)))
     else:
         raise UserError(no_such_path("dataset", path))
-    rows = pick(found, split, path)
+    rows = pick(splits, split, path)
     check_columns(rows.column_names, path)
     if len(rows) == 0:
         raise UserError(f"The data set {path!r} has no rows in split {split!r}: choose another.")
@@ -126,8 +126,8 @@ def cached_commit(path: str, name: str | None) -> str | None:
     root = Path(datasets.config.HF_DATASETS_CACHE)
     root /= "___".join([*owner, camelcase_to_snakecase(own)])
     # One that is still being built, or was when the process died, is called `<commit>.incomplete`.
-    found = root.glob(f"{name or '*'}/*/*")
-    folders = [folder for folder in found if folder.is_dir() and not folder.suffix]
+    entries = root.glob(f"{name or '*'}/*/*")
+    folders = [folder for folder in entries if folder.is_dir() and not folder.suffix]
     newest = max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
     return None if newest is None else newest.name
 
@@ -138,7 +138,7 @@ def from_hub(path: str, name: str | None, revision: str | None) -> DatasetDict:
     commit = commit_of(path, name, revision)
     with hub_errors("dataset", path, revision), loading(path, name):
         try:
-            found = datasets.load_dataset(path, name, revision=commit)
+            splits = datasets.load_dataset(path, name, revision=commit)
         except FileNotFoundError as error:
             # The Hub knows the commit and did not give a file of it; its answer is not passed on.
             if LocalEntryNotFoundError.__name__ not in str(error):
@@ -149,22 +149,22 @@ def from_hub(path: str, name: str | None, revision: str | None) -> DatasetDict:
             ) from error
     # Whatever goes wrong on the way, `datasets` takes the newest copy in its cache instead.
     held = {
-        Path(file["filename"]).parent.name for rows in found.values() for file in rows.cache_files
+        Path(file["filename"]).parent.name for rows in splits.values() for file in rows.cache_files
     }
     if held - {commit}:
         raise UserError(
             f"The data set {path!r} could not be fetched at commit {commit}, and the cache holds "
             f"another ({', '.join(sorted(held))}): try again later."
         )
-    return found
+    return splits
 
 
 def from_folder(folder: Path, name: str | None) -> DatasetDict:
     """Load what `save_to_disk` wrote, or a folder of data files with their splits."""
     with loading(str(folder), name):
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            found = datasets.load_from_disk(str(folder))
-            return found if isinstance(found, DatasetDict) else DatasetDict(train=found)
+            loaded = datasets.load_from_disk(str(folder))
+            return loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
     try:
         with loading(str(folder), name):
             return datasets.load_dataset(str(folder), name)
@@ -196,7 +196,7 @@ def loading(path: str, name: str | None) -> Iterator[None]:
         datasets.logging.set_verbosity(verbosity)
 
 
-def pick(found: DatasetDict, split: str, path: str) -> Dataset:
+def pick(splits: DatasetDict, split: str, path: str) -> Dataset:
     """Return the rows of `split`, which may be a slice or a sum of splits.
 
     Raises:
@@ -204,14 +204,14 @@ def pick(found: DatasetDict, split: str, path: str) -> Dataset:
     """
     try:
         parts = datasets.ReadInstruction.from_spec(split).to_absolute(
-            {name: len(rows) for name, rows in found.items()}
+            {name: len(rows) for name, rows in splits.items()}
         )
     except (ValueError, AssertionError) as error:
         raise UserError(
-            f"The data set {path!r} has no split {split!r}: it has {', '.join(found)}, and slices "
+            f"The data set {path!r} has no split {split!r}: it has {', '.join(splits)}, and slices "
             "such as `train[:10%]`."
         ) from error
     chosen = [
-        found[part.splitname].select(range(part.from_, max(part.from_, part.to))) for part in parts
+        splits[part.splitname].select(range(part.from_, max(part.from_, part.to))) for part in parts
     ]
     return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
