@@ -7,7 +7,7 @@ TOKENIZER := $(firstword $(wildcard ../shared/data/gpt2-tokenizer) openai-commun
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test chaos endurance chat lint bench gpu-check clean
+.PHONY: install demo test searches chaos endurance chat lint bench gpu-check clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -30,9 +30,13 @@ chat: install
 	$(BIN)/preftune chat
 
 test: install .venv/moto/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu and not network and not chaos and not endurance'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu and not network and not searches and not chaos and not endurance'
 
-# Whole searches whose processes, nodes and disks are taken away: minutes more than `make test` has.
+# Whole searches by the command, and what comes of them: each takes a minute, most of it for starting processes.
+searches: install .venv/moto/installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m searches
+
+# Whole searches whose processes, nodes and disks are taken away: minutes more than the others have.
 # In the order of their files, which lets both processes end at about the same time.
 chaos: install .venv/moto/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m chaos

@@ -161,6 +161,7 @@ def searched(filled: tuple[Hub, Path]) -> tuple[Run, str, dict[str, str]]:
     return open_run("original", place / "runs"), printed, commits
 
 
+@pytest.mark.searches
 def test_the_shipped_search_comes_to_a_verdict(
     filled: tuple[Hub, Path], searched: tuple[Run, str, dict[str, str]]
 ) -> None:
@@ -197,6 +198,7 @@ print(recorded(load(str(folder / "spec.yaml")), Record(folder)).search.judge_rev
 """
 
 
+@pytest.mark.searches
 def test_a_resumed_run_keeps_its_commits(
     filled: tuple[Hub, Path], searched: tuple[Run, str, dict[str, str]]
 ) -> None:

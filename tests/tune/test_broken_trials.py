@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import psutil
+import pytest
 from faulty import laid_out, seeded, settings, trained
 from searching import preftune
 
 from results.run.listing import open_run
 
 
+@pytest.mark.searches
 def test_processes_of_trials_that_break_cost_the_others_nothing(tmp_path: Path) -> None:
     """Nine trials, eight faults at random steps of training, two workers."""
     kinds = {

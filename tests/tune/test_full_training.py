@@ -130,6 +130,7 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): checksum(path) for path in files}
 
 
+@pytest.mark.searches
 def test_winner_is_trained_on_all_pairs_and_compared(whole: tuple[Run, str]) -> None:
     run, printed = whole
     full, report = run.full(), run.data_report()
@@ -150,6 +151,7 @@ def test_winner_is_trained_on_all_pairs_and_compared(whole: tuple[Run, str]) -> 
     assert "loss" in (run.trial_folder(0) / "log.txt").read_text()
 
 
+@pytest.mark.searches
 def test_its_folder_is_a_model_that_says_what_it_is(whole: tuple[Run, str]) -> None:
     run, _ = whole
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -163,6 +165,7 @@ def test_its_folder_is_a_model_that_says_what_it_is(whole: tuple[Run, str]) -> N
     assert folder.joinpath("model.safetensors").stat().st_mode & 0o077 == 0o044
 
 
+@pytest.mark.searches
 def test_second_call_changes_nothing(place: Path, whole: tuple[Run, str]) -> None:
     run, _ = whole
     before = content(run.folder)

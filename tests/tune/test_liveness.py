@@ -112,7 +112,7 @@ def test_silent_task_is_ended_and_working_or_waiting_ones_are_not(cluster: Clust
     ray.cancel(next(iter(tasks)))
 
 
-@pytest.mark.slow
+@pytest.mark.searches
 def test_judge_that_hangs_in_verification_is_ended_and_what_was_measured_stays(
     cluster: Cluster, place: Path, small_spec: Spec, prepared: Prepared
 ) -> None:
@@ -155,7 +155,7 @@ def test_judge_that_hangs_in_verification_is_ended_and_what_was_measured_stays(
     assert json.loads((folder / "0-8.json").read_text())["measures"]["win_rate"] is not None
 
 
-@pytest.mark.slow
+@pytest.mark.searches
 def test_judge_that_hangs_in_a_training_on_all_pairs_is_ended(
     cluster: Cluster, place: Path, small_spec: Spec, prepared: Prepared
 ) -> None:
@@ -175,6 +175,7 @@ def test_judge_that_hangs_in_a_training_on_all_pairs_is_ended(
     assert _followed(patient, *arguments).measures["win_rate"] is not None
 
 
+@pytest.mark.searches
 def test_judge_that_hangs_in_preparation_is_ended(
     cluster: Cluster, place: Path, small_spec: Spec, prepared: Prepared
 ) -> None:

@@ -37,7 +37,7 @@ verify: {finalists: 1, seeds: 2, prompts: 128}
 resources: {gpu: 0}
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.searches
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,6 @@ from trainables.artifacts import checksum
 ARCHIVE = Path(__file__).parents[1] / "run_of_0_1.tar.gz"
 WHERE = "/tmp/old"  # it ran there: the paths of its inputs are absolute
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
@@ -43,6 +41,7 @@ def test_it_opens_and_reports(place: Path) -> None:
     assert "Trial 0 beats the reference" in page and "sigmoid + sft" in page
 
 
+@pytest.mark.searches
 def test_it_resumes_and_publishes(place: Path) -> None:
     before = open_run("old", place / "runs")
     decisions, prepared = before.decisions(), before.info["prepared"]

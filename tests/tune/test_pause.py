@@ -31,6 +31,7 @@ def unfinished(run: Run) -> dict[int, str]:
     return {trial.number: trial.attrs.get("paused") for trial in trials}
 
 
+@pytest.mark.searches
 def test_stopped_search_continues_as_if_it_had_never_stopped(place: Path) -> None:
     """Same trials, decisions and winner; and no pair is trained on twice."""
     preftune(place, "run", "spec.yaml", "--name", "whole", *FEW)
@@ -63,6 +64,7 @@ def test_stopped_search_continues_as_if_it_had_never_stopped(place: Path) -> Non
     assert resumed == undisturbed
 
 
+@pytest.mark.searches
 def test_search_whose_time_is_up_gets_more(place: Path) -> None:
     limited = [*FEW, *settings("search.trials=1", "search.minutes=1e-9")]
     preftune(place, "run", "spec.yaml", "--name", "late", *limited)

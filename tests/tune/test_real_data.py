@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(
         not (PAIRS.is_file() and TOKENIZER.is_dir()), reason=f"the real pairs are not in {DATA}"
     ),
-    pytest.mark.slow,
+    pytest.mark.searches,
 ]
 
 SPEC = f"""

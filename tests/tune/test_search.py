@@ -139,6 +139,7 @@ def test_winner_is_a_plain_folder_that_transformers_loads(whole: tuple[Run, str]
     assert kinds <= {".json", ".safetensors", ".jinja", ".md", ".yaml"}
 
 
+@pytest.mark.searches
 def test_killed_and_resumed_search_is_the_undisturbed_one(
     place: Path, whole: tuple[Run, str]
 ) -> None:
@@ -172,6 +173,7 @@ def test_killed_and_resumed_search_is_the_undisturbed_one(
     assert "is done" in preftune(place, "resume", "torn")
 
 
+@pytest.mark.searches
 def test_wild_search_ends_in_no_configuration_and_push_refuses(place: Path) -> None:
     """The original project's three, at a thousand times their learning rates.
 
@@ -227,6 +229,7 @@ def test_show_and_list(place: Path, whole: tuple[Run, str]) -> None:
     assert "77" in preftune(place, "show", "whole", "--trial", "77", code=1)
 
 
+@pytest.mark.searches
 def test_poisoned_test_split_changes_nothing_before_verification(
     whole: tuple[Run, str], place: Path
 ) -> None:
@@ -261,6 +264,7 @@ def test_poisoned_test_split_changes_nothing_before_verification(
     assert poisoned < 0.5 < sound
 
 
+@pytest.mark.searches
 def test_warm_start_takes_an_earlier_runs_trials_in(whole: tuple[Run, str], place: Path) -> None:
     """Two trials more, beside the five that are there already, weights included."""
     earlier, _ = whole
