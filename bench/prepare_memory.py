@@ -75,7 +75,7 @@ def main() -> None:
         write_rows(raw, options.rows)
         before = peak_gb()
         started, busy = time.monotonic(), time.process_time()
-        rows = load_rows(str(raw))
+        rows = load_rows(str(raw)).data
         loaded = peak_gb()
         report = prepare_pairs(
             rows,

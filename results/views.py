@@ -5,7 +5,7 @@ Terminal, page, card and board render these. None of them makes a row or a sente
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,12 +144,20 @@ def data(run: Run) -> Data | None:
         return None
     source, by_name = report.get("source") or {}, report.get("splits") or {}
     splits = [split or {} for split in by_name.values()]
-    dropped = [split.get("dropped") or {} for split in splits]
     rows: list[tuple[str, list[str]]] = [("raw rows", _counts(s.get("raw") for s in splits))]
-    for reason, text in (report.get("reasons") or {}).items():
-        if any(d.get(reason) for d in dropped):
-            rows.append((f"dropped: {plain(text)}", _counts(d.get(reason) for d in dropped)))
+    examples = report.get("examples") or {}
+
+    def counted(title: str, texts: Mapping[str, Any], key: str) -> None:
+        by_split = [split.get(key) or {} for split in splits]
+        for name, text in texts.items():
+            if any(counts.get(name) for counts in by_split):
+                example = f" (row {examples[name]})" if name in examples else ""
+                counts = _counts(counts.get(name) for counts in by_split)
+                rows.append((f"{title}: {plain(text)}{example}", counts))
+
+    counted("dropped", report.get("reasons") or {}, "dropped")
     rows.append(("kept", _counts(s.get("kept") for s in splits)))
+    counted("read as", report.get("readings") or {}, "read_as")
     rows.append(("distinct prompts", _counts(s.get("distinct_prompts") for s in splits)))
     for name, text in (
         ("truncated", "with an answer cut at max_length"),
@@ -165,7 +173,9 @@ def data(run: Run) -> Data | None:
         **{name: source.get(name) for name in ("path", "revision", "split")},
         "rows": source.get("rows"),
         **{name: report.get(name) for name in ("test_fraction", "seed", "max_length")},
-        "chat template": (report.get("chat_template") or {}).get("origin"),
+        "columns": _columns(report.get("columns") or {}),
+        "columns not read": ", ".join(map(str, report.get("unread") or ())) or None,
+        "chat template": _template(report.get("chat_template") or {}),
     }
     shown = [
         (name, count(value) if name == "rows" else compact(value))
@@ -173,6 +183,22 @@ def data(run: Run) -> Data | None:
         if value is not None
     ]
     return Data(shown, [plain(name) for name in by_name], rows)
+
+
+def _columns(columns: Mapping[str, Any]) -> str | None:
+    """Return the columns of the parts of a pair, where they have other names than the parts."""
+    named = {
+        part: " + ".join(map(str, column)) if isinstance(column, list) else str(column)
+        for part, column in columns.items()
+    }
+    return " ".join(f"{part}={column}" for part, column in named.items() if column != part) or None
+
+
+def _template(template: Mapping[str, Any]) -> str | None:
+    """Return where the chat template comes from, and which of its variables the search sets."""
+    switches = (template.get("kwargs") or {}).items()
+    parts = [template.get("origin"), *(f"{name}={value}" for name, value in switches)]
+    return " with ".join(str(part) for part in parts if part is not None) or None
 
 
 def _counts(values: Iterable[Any]) -> list[str]:

@@ -39,8 +39,40 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+PARTS = ("prompt", "chosen", "rejected", "system", "tools", "chat_template_kwargs")
+
+
+def _columns(value: dict[str, str | list[str] | None]) -> dict[str, str | list[str] | None]:
+    for part, column in value.items():
+        if part not in PARTS:
+            raise PydanticCustomError("part", f"{part!r} is none of {', '.join(PARTS)}")
+        if part in ("chosen", "rejected") and column is None:
+            raise PydanticCustomError("none", f"`{part}` needs a column; name it, or remove this")
+        if isinstance(column, list) and (part != "prompt" or not column):
+            raise PydanticCustomError(
+                "several", "only `prompt` may be a list, of the columns that make one together"
+            )
+    return value
+
+
+def _switches(value: dict[str, Any]) -> dict[str, Any]:
+    for name, switch in value.items():
+        if not name.isidentifier() or not isinstance(switch, bool | int | float | str):
+            raise PydanticCustomError(
+                "switch",
+                "each must be a variable of the template and true, false, a number or a text",
+            )
+    return value
+
+
 class Dataset(_Section):
-    """Where the preference pairs come from and how they are split."""
+    """Where the preference pairs come from, how they are read and how they are split.
+
+    `columns`: the column of a pair's part, where it has another name than the part; of `prompt` a
+    list of columns too; null for a part that is not to be read. `text`: whether dialogues with role
+    markers, messages that are kept as text, and answers that repeat their prompt are recognised.
+    `chat_template_kwargs`: values of the template's variables, such as `enable_thinking`.
+    """
 
     path: str
     name: str | None = None
@@ -49,6 +81,9 @@ class Dataset(_Section):
     validation_pairs: Count = 1024
     seed: Seed = 42
     revision: str | None = None
+    columns: Annotated[dict[str, str | list[str] | None], AfterValidator(_columns)] = {}
+    text: Literal["auto", "plain"] = "auto"
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_switches)] = {}
 
 
 class SFT(_Section):

@@ -116,7 +116,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small_spec: Spec) -> Prep
     root: Path = tmp_path_factory.mktemp("prepared")
     tokenizer = load_tokenizer(BASE)
     prepare_pairs(
-        load_rows("quickstart"),
+        load_rows("quickstart").data,
         tokenizer,
         max_length=128,
         test_fraction=0.2,

@@ -31,7 +31,7 @@ from tune.worker import ANSWERING, build_answers, build_data, build_sft, max_len
 
 # Each counts up when what its stage computes or keeps changes: a new run then makes its own folder.
 # A run that began with an older folder keeps it.
-DATA = 1  # 0, without a number: the key lacked added tokens, config.json and remote code
+DATA = 2  # 1: dialogues as text, tools and other columns for prompts were not read
 SFT = 1  # 0: the key lacked generation_config.json and remote code
 ANSWERS = 3  # counts up when what is kept of an answer changes: older ones are sampled again
 
@@ -171,6 +171,7 @@ def prepare_data(stage: Stage, inputs: Inputs) -> Path:
         "tokenizer": tokenizer_contents(stage.spec, inputs.base),
         "template": checksum(OURS),
         "max_length": max_length(stage.spec),
+        "reading": {"columns": d.columns, "text": d.text, "kwargs": d.chat_template_kwargs},
     }
 
     def build(out: Path) -> None:
@@ -189,7 +190,20 @@ def pairs_sentence(report: Mapping[str, Any]) -> str:
         for reason in report["reasons"]
     }
     parts = [f"{usable:,} of {sum(split['raw'] for split in splits.values()):,} pairs can be used"]
-    parts += [f"{n:,} dropped: {report['reasons'][why]}" for why, n in dropped.items() if n]
+    examples = report["examples"]
+    parts += [
+        f"{n:,} dropped: {report['reasons'][why]} (row {examples[why]})"
+        for why, n in dropped.items()
+        if n
+    ]
+    for key, what in report["readings"].items():
+        if n := sum(split["read_as"].get(key, 0) for split in splits.values()):
+            parts.append(f"{n:,} read as: {what} (row {examples[key]})")
+    columns = {part: column for part, column in report["columns"].items() if column != part}
+    for part, column in columns.items():
+        parts.append(f"{part} from {column if isinstance(column, str) else ' and '.join(column)}")
+    if report["unread"]:
+        parts.append(f"columns not read: {', '.join(report['unread'])}")
     cut = sum((split["truncated"] or 0.0) * split["kept"] for split in splits.values()) / usable
     if cut:
         parts.append(

@@ -279,6 +279,7 @@ def max_length(spec: Spec) -> int:
 
 def build_data(folder: Path, spec: Spec, inputs: Inputs) -> None:
     """Fill a `data` folder: the pairs, clean, split and tokenised, and the report of them."""
+    from trainables.data.columns import Reading
     from trainables.data.preferences import prepare_pairs
     from trainables.data.sources import load_rows
     from trainables.models import check_fits, load_model, load_tokenizer
@@ -287,9 +288,11 @@ def build_data(folder: Path, spec: Spec, inputs: Inputs) -> None:
     model = load_model(inputs.base, trust_remote_code=remote)
     tokenizer = load_tokenizer(inputs.base, trust_remote_code=remote)
     check_fits(model, tokenizer, max_length(spec), spec.model)
+    reading = Reading(d.columns, d.text, d.chat_template_kwargs)
+    # The commit that the key was made from, not the branch: it may move in between.
+    rows = load_rows(d.path, d.name, d.split, inputs.source["revision"], reading)
     prepare_pairs(
-        # The commit that the key was made from, not the branch: it may move in between.
-        load_rows(d.path, d.name, d.split, inputs.source["revision"]),
+        rows.data,
         tokenizer,
         max_length=max_length(spec),
         test_fraction=d.test_fraction,
@@ -297,6 +300,7 @@ def build_data(folder: Path, spec: Spec, inputs: Inputs) -> None:
         seed=d.seed,
         out=folder,
         source=inputs.source,
+        reading=replace(reading, unread=rows.unread),
     )
 
 

@@ -56,6 +56,7 @@ class Search:
     trials: int
     space: list[tuple[str, str]]
     max_new_tokens: int | None
+    switches: list[str]
 
 
 def candidate(
@@ -105,6 +106,7 @@ def candidate(
 def search_of(run: Run) -> Search:
     """Return what the cards say of a run's search."""
     search, budget = run.spec.get("search") or {}, run.spec.get("budget") or {}
+    dataset = run.spec.get("dataset") or {}
     return Search(
         model=named(run, "model"),
         dataset=named(run, "dataset"),
@@ -119,6 +121,10 @@ def search_of(run: Run) -> Search:
         trials=len(run.trials()),
         space=[(name, _domain(domain)) for name, domain in (run.spec.get("space") or {}).items()],
         max_new_tokens=(run.spec.get("evaluation") or {}).get("max_new_tokens"),
+        switches=[
+            f"{name}={compact(value)}"
+            for name, value in (dataset.get("chat_template_kwargs") or {}).items()
+        ],
     )
 
 

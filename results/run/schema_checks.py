@@ -191,6 +191,7 @@ class Split(Record):
 
     raw: Whole = None
     dropped: dict[str, int] | None = None
+    read_as: dict[str, int] | None = None
     truncated: Number = None
     longer_is_chosen: Number = None
     prompt_tokens: Mapped = None
@@ -203,6 +204,10 @@ class DataReport(Record):
     source: Mapped = None
     chat_template: Mapped = None
     reasons: Mapped = None
+    readings: Mapped = None
+    examples: Mapped = None
+    columns: Mapped = None
+    unread: list[str] | None = None
     splits: dict[str, Split | None] | None = None
 
 

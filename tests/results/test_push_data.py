@@ -61,7 +61,7 @@ from trainables.data.sources import load_rows
 trials = load_dataset("me/trials", "trials", split="train")
 curves = load_dataset("me/trials", "curves", split="train")
 votes = load_dataset("me/trials", "preferences", split="train")
-rows = load_rows("me/trials", name="preferences")
+rows = load_rows("me/trials", name="preferences").data
 from trl.data_utils import is_conversational
 print(json.dumps([load_dataset("me/trials")["train"].num_rows, trials.to_list(), curves.to_list(),
     votes.to_list(), rows.to_list(), is_conversational(votes[0])]))

@@ -19,7 +19,9 @@ from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFa
 
 from search_spaces.errors import UserError
 from trainables.data.chat_template import OURS, settle
-from trainables.data.pairs import Unusable, read_pair
+from trainables.data.columns import Columns, Reading
+from trainables.data.messages import Unusable
+from trainables.data.pairs import Pair, read_pair
 from trainables.data.preferences import (
     REASONS,
     load_pairs,
@@ -99,6 +101,11 @@ def numbered(count: int) -> list[dict[str, str]]:
     return [{"prompt": f"Q{i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(count)]
 
 
+def read(row: dict[str, Any]) -> Pair:
+    prompt = ("prompt",) if "prompt" in row else ()
+    return read_pair(row, Columns(prompt, "chosen", "rejected", None, None, None), Reading())
+
+
 # Rows: each format holds the same pair, except where a prompt has more turns.
 
 ASKED, GOOD, BAD = "How are you?", "Fine.", "Bad."
@@ -176,17 +183,14 @@ ASKED, GOOD, BAD = "How are you?", "Fine.", "Bad."
     ],
 )
 def test_every_format_gives_the_same_pair(row: dict[str, Any], prompt: list[Any]) -> None:
-    pair = read_pair(row)
-    assert (pair.prompt, pair.chosen, pair.rejected) == (prompt, GOOD, BAD)
+    pair = read(row)
+    assert (pair.prompt, pair.chosen, pair.rejected) == (prompt, assistant(GOOD), assistant(BAD))
 
 
 def test_an_implicit_prompt_of_text_ends_where_a_word_ends() -> None:
-    pair = read_pair({"chosen": "The sky is blue.", "rejected": "The sky is black."})
-    assert (pair.prompt[0]["content"], pair.chosen, pair.rejected) == (
-        "The sky is",
-        "blue.",
-        "black.",
-    )
+    pair = read({"chosen": "The sky is blue.", "rejected": "The sky is black."})
+    assert pair.prompt == [user("The sky is")]
+    assert (pair.chosen, pair.rejected) == (assistant("blue."), assistant("black."))
 
 
 TALK = {"prompt": [user("q")], "chosen": [assistant("a")], "rejected": [assistant("b")]}
@@ -199,7 +203,7 @@ TALK = {"prompt": [user("q")], "chosen": [assistant("a")], "rejected": [assistan
         ({"prompt": "q", "chosen": None, "rejected": "b"}, "malformed"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "malformed"),
         ({"prompt": "q", "chosen": "a", "rejected": [assistant("b")]}, "malformed"),
-        ({**TALK, "chosen": [{"from": "gpt", "value": "a"}]}, "malformed"),
+        ({**TALK, "chosen": [{"from": "whom?", "value": "a"}]}, "malformed"),
         ({**TALK, "chosen": ["a"]}, "malformed"),
         ({"prompt": None, "chosen": "The sky is blue", "rejected": "The sky is red"}, "malformed"),
         ({**TALK, "chosen": [{"role": "assistant", "content": None}]}, "malformed"),
@@ -208,7 +212,7 @@ TALK = {"prompt": [user("q")], "chosen": [assistant("a")], "rejected": [assistan
         ({"chosen": "apples", "rejected": "bananas"}, "no_prompt"),
         ({**TALK, "prompt": []}, "no_prompt"),
         ({**TALK, "prompt": [system("q")]}, "no_prompt"),
-        ({**TALK, "prompt": [user("q"), assistant("a")]}, "no_prompt"),
+        ({**TALK, "prompt": [user("q"), assistant("a")]}, "begun_answer"),
         ({**TALK, "chosen": [assistant("a"), user("b"), assistant("c")]}, "several_turns"),
         ({**TALK, "chosen": [user("a")]}, "several_turns"),
         ({"prompt": "q", "chosen": " \n", "rejected": "b"}, "empty_answer"),
@@ -223,7 +227,7 @@ TALK = {"prompt": [user("q")], "chosen": [assistant("a")], "rejected": [assistan
 )  # fmt: skip
 def test_a_row_without_a_usable_pair_has_its_reason(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(Unusable, match=f"^{reason}$"):
-        read_pair(row)
+        read(row)
 
 
 # The template and the tokens.
@@ -235,7 +239,7 @@ CONVERSATION = [system("Be kind."), user("Hi "), assistant("Hello"), user("How a
 
 
 def test_our_template_starts_answers_with_a_space_and_ends_them_with_eos() -> None:
-    texts = settle(byte_tokenizer()).render(CONVERSATION, "Fine.\n", "Bad.")
+    texts = settle(byte_tokenizer()).render(CONVERSATION, assistant("Fine.\n"), assistant("Bad."))
     assert texts.prompt + texts.chosen == PLAIN
     assert texts.prompt.endswith("Assistant:")
     assert (texts.chosen, texts.rejected) == (f" Fine.{EOS}", f" Bad.{EOS}")
@@ -244,14 +248,16 @@ def test_our_template_starts_answers_with_a_space_and_ends_them_with_eos() -> No
 def test_our_template_begins_with_a_bos_token_that_is_not_eos() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<s>"})
-    assert settle(tokenizer).render([user("q")], "a", "b").prompt == "<s>User: q\nAssistant:"
+    texts = settle(tokenizer).render([user("q")], assistant("a"), assistant("b"))
+    assert texts.prompt == "<s>User: q\nAssistant:"
 
 
 @pytest.mark.parametrize("template", [None, CHATML], ids=["ours", "chatml"])
 def test_prompt_and_answer_are_the_template_of_the_whole_conversation(template: str | None) -> None:
     tokenizer = byte_tokenizer(template)
     settled = settle(tokenizer)
-    (ids,) = settled.tokenize([settled.render(CONVERSATION, "Fine.", "Bad.")])
+    texts = settled.render(CONVERSATION, assistant("Fine."), assistant("Bad."))
+    (ids,) = settled.tokenize([texts])
     whole = tokenizer.apply_chat_template([*CONVERSATION, assistant("Fine.")], return_dict=False)
     generated_from = tokenizer.apply_chat_template(
         CONVERSATION, add_generation_prompt=True, return_dict=False
@@ -288,7 +294,7 @@ def test_of_several_named_templates_the_plain_one_stays() -> None:
 def test_a_template_without_an_end_of_turn_gets_eos_and_an_own_padding_token_stays() -> None:
     tokenizer = byte_tokenizer(BARE)
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    texts = settle(tokenizer).render([user("q")], "a", "b")
+    texts = settle(tokenizer).render([user("q")], assistant("a"), assistant("b"))
     assert (texts.prompt, texts.chosen) == ("user: q\nassistant: ", f"a{EOS}")
     assert tokenizer.pad_token == "<pad>"
 
@@ -296,7 +302,8 @@ def test_a_template_without_an_end_of_turn_gets_eos_and_an_own_padding_token_sta
 def test_tokens_that_would_merge_at_the_cut_are_kept_apart_and_counted() -> None:
     tokenizer = byte_tokenizer(CHATML)
     settled = settle(tokenizer)
-    (ids,) = settled.tokenize([settled.render([user("q")], "\nFine.", "Bad.")])
+    texts = settled.render([user("q")], assistant("\nFine."), assistant("Bad."))
+    (ids,) = settled.tokenize([texts])
     # Generation starts after one newline; "\n\n" would have been one token.
     assert tokenizer.decode(ids.prompt).endswith("assistant\n")
     assert tokenizer.decode(ids.chosen) == "\nFine.<|im_end|>"
@@ -569,16 +576,16 @@ def test_every_source_gives_the_same_rows_and_is_left_alone(
 ) -> None:
     path = write(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    rows = load_rows(str(path))
+    rows = load_rows(str(path)).data
     assert rows.to_list() == [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in ROWS]
-    assert load_rows(str(path), split="train[1:2]")["prompt"][:] == ["q1"]
+    assert load_rows(str(path), split="train[1:2]").data["prompt"][:] == ["q1"]
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_quickstart_has_rows() -> None:
-    rows = load_rows("quickstart")
+    rows = load_rows("quickstart").data
     assert len(rows) > 1000
-    assert read_pair(rows[0]).prompt[-1]["role"] == "user"
+    assert read(rows[0]).prompt[-1]["role"] == "user"
 
 
 def test_a_json_value_of_another_type_is_counted_as_malformed(tmp_path: Path) -> None:
@@ -587,7 +594,7 @@ def test_a_json_value_of_another_type_is_counted_as_malformed(tmp_path: Path) ->
     half = '{"prompt": "q", "chosen": "\\ud800", "rejected": "b"}'
     lines = [json.dumps(row) for row in [*numbered(40), *odd, talk]] + [half]
     path = write_lines(tmp_path / "rows.jsonl", lines)
-    report = prepare(load_rows(str(path)), tmp_path / "out")
+    report = prepare(load_rows(str(path)).data, tmp_path / "out")
     assert dropped(report)["malformed"] == 4
     adds_up(report, 44)
 
@@ -595,7 +602,7 @@ def test_a_json_value_of_another_type_is_counted_as_malformed(tmp_path: Path) ->
 def test_json_conversations_keep_their_messages(tmp_path: Path) -> None:
     row = {"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}
     path = write_lines(tmp_path / "rows.jsonl", [json.dumps(row)])
-    assert read_pair(load_rows(str(path))[0]).prompt == [user("q")]
+    assert read(load_rows(str(path)).data[0]).prompt == [user("q")]
 
 
 def damaged_parquet(folder: Path) -> Path:
@@ -706,7 +713,7 @@ def test_arbitrary_rows_give_pairs_or_counted_drops(
     folder = tmp_path_factory.mktemp("odd")
     # Python's own JSON: Arrow has no column for values of several types.
     lines = [json.dumps(row) for row in [*numbered(80), *odd]]
-    rows = load_rows(str(write_lines(folder / "rows.jsonl", lines)))
+    rows = load_rows(str(write_lines(folder / "rows.jsonl", lines))).data
     adds_up(prepare(rows, folder / "out", validation_pairs=20), 80 + len(odd))
 
 
@@ -716,7 +723,7 @@ def test_arbitrary_rows_give_pairs_or_counted_drops(
 @needs_shared
 def test_real_rows_have_the_published_lengths_and_none_is_lost(tmp_path: Path) -> None:
     tokenizer = GPT2TokenizerFast.from_pretrained(SHARED / "gpt2-tokenizer")
-    rows = load_rows(str(SHARED / "ultrafeedback-argilla" / "train.parquet"))
+    rows = load_rows(str(SHARED / "ultrafeedback-argilla" / "train.parquet")).data
     for max_length, fits in ((128, 0.076), (1024, 0.88)):
         report = prepare(rows, tmp_path, tokenizer, max_length, 0.2, 64)
         adds_up(report, 800)

@@ -244,7 +244,7 @@ def row(draw: st.DrawFn) -> dict[str, Any]:
 def pairs_that_add_up(path: Path, rows: int, out: Path) -> bool:
     """Prepare a file: each row is a pair or has its reason. Tells whether there are pairs."""
     try:
-        report = prepare(load_rows(str(path)), out, TOKENIZER, validation_pairs=16)
+        report = prepare(load_rows(str(path)).data, out, TOKENIZER, validation_pairs=16)
     except UserError as error:
         assert "\n" not in str(error)
         return False

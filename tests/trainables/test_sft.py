@@ -26,7 +26,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    rows = load_rows("quickstart", split="train[:160]")
+    rows = load_rows("quickstart", split="train[:160]").data
     prepare_pairs(
         rows, tokenizer, max_length=64, test_fraction=0.1, validation_pairs=16, seed=1, out=folder
     )

@@ -234,7 +234,7 @@ def test_poisoned_test_split_changes_nothing_before_verification(
     whole: tuple[Run, str], place: Path
 ) -> None:
     """The same rows, but for those of the test split: answers swapped, on each other's prompts."""
-    rows = load_rows("quickstart").to_list()
+    rows = load_rows("quickstart").data.to_list()
     poisoned_rows = list(rows)
     test = split_rows(len(rows), 0.2, 64, 42)["test"].tolist()
     for number, other in zip(test, [*test[1:], test[0]], strict=True):

@@ -1,29 +1,22 @@
 """Rows from one data file, or a sentence about what is wrong with it."""
 
-import difflib
 import gzip
 import json
-import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
+from datasets.features.features import generate_from_arrow_type
 from datasets.fingerprint import generate_random_fingerprint
 
 from search_spaces.errors import UserError
+from trainables.data.columns import KNOWN, Reading, check_columns
+from trainables.data.texts import NOT_TEXT, is_text
 
-FORMATS = (
-    "`prompt`, `chosen` and `rejected`, or `chosen` and `rejected` that begin with the same "
-    "prompt; each of them text or a list of {role, content} messages"
-)
-COLUMNS = ("prompt", "chosen", "rejected")
 FILES = (".parquet", ".jsonl", ".jsonl.gz")
-HALF_A_PAIR = re.compile("[\ud800-\udfff]")  # JSON can hold what UTF-8 cannot
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
 def in_memory(table: pa.Table) -> Dataset:
@@ -35,40 +28,83 @@ def in_memory(table: pa.Table) -> Dataset:
     return Dataset(table, fingerprint=generate_random_fingerprint())
 
 
-def check_columns(columns: list[str], path: str) -> None:
-    """Refuse rows without answers.
+def read_file(path: Path, reading: Reading) -> tuple[pa.Table, list[str]]:
+    """Read a .parquet, .jsonl or .jsonl.gz file into memory.
+
+    Returns:
+        The columns that may hold a part of a pair, and the names of the others.
 
     Raises:
-        UserError: with the columns there are, the formats understood, and the nearest names.
+        UserError: the file cannot be read, or lacks columns.
     """
-    missing = [column for column in ("chosen", "rejected") if column not in columns]
-    if not missing:
-        return
-    near = [name for column in missing for name in difflib.get_close_matches(column, columns, n=1)]
-    hint = f" (did you mean {', '.join(near)}?)" if near else ""
-    raise UserError(
-        f"The data set {path!r} has no column {' or '.join(missing)}{hint}: it has "
-        f"{', '.join(columns) or 'none'}, and needs {FORMATS}."
-    )
-
-
-def read_file(path: Path) -> pa.Table:
-    """Read the known columns of a .parquet, .jsonl or .jsonl.gz file into memory."""
     if path.name.endswith(".parquet"):
-        check_file(path)
-        schema = pq.read_schema(path)
-        check_columns(schema.names, str(path))
-        known = [column for column in COLUMNS if column in schema.names]
-        # A batch at a time: reading it all at once takes several times the memory of its content.
-        try:
-            with pq.ParquetFile(path) as file:
-                batches = list(file.iter_batches(1000, columns=known, use_threads=False))
-        except (pa.ArrowException, OSError) as error:  # pages between an undamaged head and foot
-            raise damaged_parquet(path) from error
-        return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in known]))
+        return read_parquet(path, reading)
     if path.name.endswith(FILES):
-        return read_jsonl(path)
+        return read_jsonl(path, reading)
     raise UserError(f"The data file {str(path)!r} is none of {', '.join(FILES)}: convert it.")
+
+
+def split_names(names: Iterable[str], reading: Reading) -> tuple[list[str], list[str]]:
+    """Return the names of columns that may hold a part of a pair, and the others."""
+    may = {*KNOWN, *reading.named()}
+    names = list(names)
+    return [name for name in names if name in may], [name for name in names if name not in may]
+
+
+def read_parquet(path: Path, reading: Reading) -> tuple[pa.Table, list[str]]:
+    """Read the columns of a parquet file that may hold a part of a pair."""
+    check_file(path)
+    schema = pq.read_schema(path)
+    check_columns(schema.names, str(path), reading)
+    known, others = split_names(schema.names, reading)
+    # A batch at a time: reading it all at once takes several times the memory of its content.
+    try:
+        with pq.ParquetFile(path) as file:
+            batches = list(file.iter_batches(1000, columns=known, use_threads=False))
+    except (pa.ArrowException, OSError) as error:  # pages between an undamaged head and foot
+        raise damaged_parquet(path) from error
+    table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in known]))
+    for index, field in enumerate(table.schema):
+        if not readable(field.type):
+            values = as_json(table.column(index), field.name, path)
+            table = table.set_column(index, field.name, values)
+    return table, others
+
+
+def readable(kind: pa.DataType) -> bool:
+    """Say whether `datasets` has a type for a column of Arrow's."""
+    try:
+        generate_from_arrow_type(kind)
+    except (ValueError, NotImplementedError, TypeError):
+        return False
+    return True
+
+
+def as_json(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
+    """Return a column of a type that `datasets` does not know as JSON.
+
+    Raises:
+        UserError: its values are not text, numbers, lists and mappings.
+    """
+    try:
+        return pa.array([NOT_TEXT + json.dumps(_plain(v)) for v in column.to_pylist()], pa.string())
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise UserError(
+            f"The column {name!r} of {str(path)!r} has the type {column.type}, which "
+            "cannot be read: write it as text or as lists of {role, content} messages."
+        ) from error
+
+
+def _plain(value: object) -> object:
+    """Return Arrow's value as JSON has it; a map, which is a list of pairs, as a mapping."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        pairs = [item for item in value if isinstance(item, tuple) and len(item) == 2]
+        if value and len(pairs) == len(value):
+            return {key: _plain(item) for key, item in pairs}
+        return [_plain(item) for item in value]
+    return value
 
 
 def check_file(path: Path) -> None:
@@ -92,31 +128,32 @@ def damaged_parquet(path: Path) -> UserError:
     return UserError(f"The parquet file {str(path)!r} is damaged: fetch it again.")
 
 
-def read_jsonl(path: Path) -> pa.Table:
-    """Read JSON lines, each known column as text or as messages, whichever most of its values are.
-
-    A value of the other kind becomes null, and its row is counted as malformed later.
-    """
-    values: dict[str, list[object]] = {column: [] for column in COLUMNS}
+def read_jsonl(path: Path, reading: Reading) -> tuple[pa.Table, list[str]]:
+    """Read JSON lines: texts as they are, anything else as JSON behind `NOT_TEXT`."""
+    values: dict[str, list[str | None]] = {}
     names: dict[str, None] = {}
+    may = {*KNOWN, *reading.named()}
+    rows = 0
     for row in read_lines(path):
         names.update(dict.fromkeys(row))
-        for column in COLUMNS:
-            values[column].append(row.get(column))
-    arrays = {}
-    for column in [column for column in COLUMNS if column in names]:
-        texts = [value if is_text(value) else None for value in values[column]]
-        conversations = [messages(value) for value in values[column]]
-        if texts.count(None) > conversations.count(None):
-            arrays[column] = pa.array(conversations, MESSAGES)
-        else:
-            arrays[column] = pa.array(texts, pa.string())
+        for column in may & row.keys():
+            before = values.setdefault(column, [])
+            before += [None] * (rows - len(before))
+            before.append(_stored(row[column]))
+        rows += 1
     if not names:
-        return pa.table(
-            {"chosen": pa.array([], pa.string()), "rejected": pa.array([], pa.string())}
-        )
-    check_columns(list(names), str(path))
-    return pa.table(arrays)
+        return pa.table({name: pa.array([], pa.string()) for name in ("chosen", "rejected")}), []
+    check_columns(list(names), str(path), reading)
+    known, others = split_names(names, reading)
+    for column in known:
+        values[column] += [None] * (rows - len(values[column]))
+    return pa.table({name: pa.array(values[name], pa.string()) for name in known}), others
+
+
+def _stored(value: object) -> str | None:
+    if isinstance(value, str):
+        return value if is_text(value) and not value.startswith(NOT_TEXT) else NOT_TEXT + "0"
+    return None if value is None else NOT_TEXT + json.dumps(value)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, object]]:
@@ -142,23 +179,3 @@ def read_lines(path: Path) -> Iterator[dict[str, object]]:
         raise UserError(
             f"Line {number} of {str(path)!r} is not a JSON object: fix or remove it."
         ) from error
-
-
-def is_text(value: object) -> TypeGuard[str]:
-    """Tell whether `value` is a text that Arrow can hold."""
-    return isinstance(value, str) and HALF_A_PAIR.search(value) is None
-
-
-def messages(value: object) -> list[dict[str, str]] | None:
-    """Return messages with the keys of `MESSAGES`, or None if the value is something else."""
-    if not isinstance(value, list):
-        return None
-    turns = []
-    for message in value:
-        if not isinstance(message, dict):
-            return None
-        role, content = message.get("role"), message.get("content")
-        if not is_text(role) or not is_text(content):
-            return None
-        turns.append({"role": role, "content": content})
-    return turns

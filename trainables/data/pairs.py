@@ -1,106 +1,234 @@
 """One raw row of a preference data set, in whichever format, as one prompt and two answers."""
 
-import os.path
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from trl.data_utils import extract_prompt
 
-from trainables.data.chat_template import Message
-from trainables.data.files import COLUMNS
+from trainables.data.columns import Columns, Reading, shared_words
+from trainables.data.messages import Message, Unusable, decoded, messages
+from trainables.data.texts import dialogue, is_text, marks_a_turn, messages_as_text, visible
+
+# How a row was read, where it was not as its columns say.
+READINGS = {
+    "dialogue": "a text with role markers, read as turns",
+    "messages_as_text": "messages kept as text, parsed",
+    "prompt_repeated": "both answers began with the prompt, which was cut off",
+    "other_prompt": "the conversation in the answers, which the prompt's column is not a part of",
+    "system": "a system turn from its own column",
+    "tools": "with tools",
+    "chat_template_kwargs": "with switches of the chat template",
+}
+LONG = 20  # letters of a prompt that no two answers begin with by accident
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt that ends with a user's turn, and the two answers to it."""
+    """A prompt that an assistant is to answer, and two answers to it.
+
+    Attributes:
+        prompt: its turns; the last is a user's or a tool's.
+        chosen, rejected: an assistant's turn each.
+        tools: the functions that the prompt offers, as JSON schemas.
+        chat_template_kwargs: switches of the chat template.
+        read_as: keys of `READINGS`.
+    """
 
     prompt: list[Message]
-    chosen: str
-    rejected: str
+    chosen: Message
+    rejected: Message
+    tools: list[Any] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    read_as: frozenset[str] = frozenset()
 
 
-class Unusable(Exception):
-    """Carries the reason, as it is counted in the data report."""
-
-
-def read_pair(row: Mapping[str, object]) -> Pair:
-    """Read a row of any of TRL's preference formats, or of argilla's columns.
+def read_pair(
+    row: Mapping[str, object], columns: Columns, reading: Reading, repeats: bool = False
+) -> Pair:
+    """Read a row of any of TRL's preference formats, or of those that other data sets have.
 
     https://huggingface.co/docs/trl/dataset_formats#preference
 
+    Args:
+        row: values by column.
+        columns: which of them hold what.
+        reading: whether texts are taken as they are.
+        repeats: the answers of this data set begin with their prompt, however short that is.
+
     Raises:
-        Unusable: with one of the reasons `malformed`, `no_prompt`, `several_turns`,
-            `empty_answer`, `equal_answers`.
+        Unusable: with one of the reasons of `trainables.data.preferences`.
     """
-    prompt, chosen, rejected = (row.get(column) for column in COLUMNS)
-    if prompt is None and "prompt" in row:
-        raise Unusable("malformed")  # not to be guessed from what the answers share
+    read_as: set[str] = set()
+    prompt = _prompt(row, columns)
+    chosen, rejected = (decoded(row.get(c)) for c in (columns.chosen, columns.rejected))
+    if reading.text == "auto":
+        asked_as, said_as = prompt, (chosen, rejected)
+        prompt, (chosen, rejected) = _turns(prompt), _answers(chosen, rejected)
+        for before, after in ((asked_as, prompt), *zip(said_as, (chosen, rejected), strict=True)):
+            if after is not before:
+                parsed = messages_as_text(str(before)) is not None
+                read_as.add("messages_as_text" if parsed else "dialogue")
     if isinstance(chosen, str) and isinstance(rejected, str):
-        pair = from_text(prompt, chosen, rejected)
+        asked, good, bad = _from_texts(prompt, chosen, rejected, "dialogue" in read_as)
     else:
-        pair = from_messages(prompt, messages(chosen), messages(rejected))
-    if not pair.prompt or pair.prompt[-1]["role"] != "user":
-        raise Unusable("no_prompt")
-    if not pair.prompt[-1]["content"].strip():
-        raise Unusable("no_prompt")
-    if not pair.chosen.strip() or not pair.rejected.strip():
-        raise Unusable("empty_answer")
-    if pair.chosen.strip() == pair.rejected.strip():
-        raise Unusable("equal_answers")
-    return pair
+        asked, good, bad = _from_messages(prompt, messages(chosen), messages(rejected))
+    if isinstance(prompt, str) and not _has(asked, prompt):
+        read_as.add("other_prompt")
+    if reading.text == "auto" and isinstance(prompt, str):
+        if cut := _without_prompt(prompt, good, bad, repeats):
+            good, bad = cut
+            read_as.add("prompt_repeated")
+    system = row.get(columns.system) if columns.system else None
+    if is_text(system) and visible(system) and (not asked or asked[0]["role"] != "system"):
+        asked = [{"role": "system", "content": system}, *asked]
+        read_as.add("system")
+    _check(asked, good, bad)
+    tools, switches = _of_template(row, columns)
+    read_as |= {key for key, value in (("tools", tools), (SWITCHES, switches)) if value}
+    return Pair(asked, good, bad, tools, switches, frozenset(read_as))
 
 
-def from_text(prompt: object, chosen: str, rejected: str) -> Pair:
+SWITCHES = "chat_template_kwargs"
+
+
+def _prompt(row: Mapping[str, object], columns: Columns) -> object:
+    """Return the prompt as its column has it; several columns as one text."""
+    values = [decoded(row.get(column)) for column in columns.prompt]
+    if not values:
+        return None
+    if values[0] is None:
+        raise Unusable("malformed")  # not to be guessed from what the answers share
+    if len(values) == 1:
+        return values[0]
+    if not all(value is None or is_text(value) for value in values):
+        raise Unusable("malformed")
+    return "\n\n".join(str(value).strip() for value in values if value and visible(str(value)))
+
+
+def _turns(prompt: object) -> object:
+    """Return a prompt that is messages or a dialogue in the form of a text as turns."""
+    if not isinstance(prompt, str):
+        return prompt
+    return messages_as_text(prompt) or dialogue(prompt) or prompt
+
+
+def _answers(chosen: object, rejected: object) -> tuple[object, object]:
+    """Return two answers as turns where both are texts that hold some."""
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        for read in (messages_as_text, dialogue):
+            turns = read(chosen), read(rejected)
+            if all(turns):
+                return turns
+    return chosen, rejected
+
+
+def _from_texts(
+    prompt: object, chosen: str, rejected: str, marked: bool
+) -> tuple[list[Message], Message, Message]:
     """Read the standard format: texts, which become one user turn and one assistant turn."""
+    if not is_text(chosen) or not is_text(rejected):
+        raise Unusable("malformed")
     if prompt is None:
-        shared = os.path.commonprefix([chosen, rejected])
-        # Answers that begin with the same letters share them too: go back to where a word began.
-        cut = max((i + 1 for i, letter in enumerate(shared) if letter.isspace()), default=0)
         if chosen == rejected:
             raise Unusable("equal_answers")
-        prompt, chosen, rejected = shared[:cut], chosen[cut:], rejected[cut:]
+        prompt = shared_words(chosen, rejected)
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     if isinstance(prompt, str):
-        asked = [{"role": "user", "content": prompt.strip()}]
+        if not is_text(prompt):
+            raise Unusable("malformed")
+        asked: list[Message] = [{"role": "user", "content": prompt.strip()}]
     else:
         asked = messages(prompt)
-    return Pair(asked, chosen.strip(), rejected.strip())
+    if marked and (marks_a_turn(chosen) or marks_a_turn(rejected)):
+        raise Unusable("several_turns")
+    return asked, _answer(chosen.strip()), _answer(rejected.strip())
 
 
-def from_messages(prompt: object, chosen: list[Message], rejected: list[Message]) -> Pair:
+def _has(asked: list[Message], prompt: str) -> bool:
+    """Say whether a prompt's column is a part of the turns that were read, or they of it."""
+    words = " ".join(prompt.split())
+    said = [" ".join(turn["content"].split()) for turn in asked]
+    return not words or any(words in turn or (turn and turn in words) for turn in said)
+
+
+def _answer(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _from_messages(
+    prompt: object, chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], Message, Message]:
     """Read the conversational format, the prompt in its own column or shared by the answers."""
     if not chosen or not rejected:
         raise Unusable("empty_answer")
     if isinstance(prompt, str) and chosen[0]["role"] == rejected[0]["role"] == "assistant":
-        asked = [{"role": "user", "content": prompt}]
+        asked: list[Message] = [{"role": "user", "content": prompt}]
     elif prompt is None or isinstance(prompt, str):
         # A text beside whole conversations (argilla's columns) repeats what they begin with.
-        parts = extract_prompt({"chosen": chosen, "rejected": rejected})
+        parts: dict[str, Any] = extract_prompt({"chosen": chosen, "rejected": rejected})
         asked, chosen, rejected = parts["prompt"], parts["chosen"], parts["rejected"]
     else:
         asked = messages(prompt)
         if asked and chosen[: len(asked)] == rejected[: len(asked)] == asked:
             chosen, rejected = chosen[len(asked) :], rejected[len(asked) :]
     if not chosen or not rejected:
-        raise Unusable("empty_answer")
+        raise Unusable("equal_answers" if chosen == rejected else "empty_answer")
     if any(len(turns) > 1 or turns[0]["role"] != "assistant" for turns in (chosen, rejected)):
         raise Unusable("several_turns")
-    return Pair(asked, chosen[0]["content"], rejected[0]["content"])
+    return asked, chosen[0], rejected[0]
 
 
-def messages(value: object) -> list[Message]:
-    """Check that `value` is a list of messages with a role and a text each.
+def _without_prompt(
+    prompt: str, chosen: Message, rejected: Message, repeats: bool
+) -> tuple[Message, Message] | None:
+    """Return answers that both begin with the prompt without it; None of others."""
+    asked = prompt.strip()
+    if not asked or not (repeats or len(asked) >= LONG):
+        return None
+    rests = [answer["content"].strip().removeprefix(asked) for answer in (chosen, rejected)]
+    for answer, rest in zip((chosen, rejected), rests, strict=True):
+        repeated = answer["content"].strip().startswith(asked)
+        # "Say yes" is not repeated by "Say yesterday".
+        if not repeated or not visible(rest) or (asked[-1].isalnum() and rest[0].isalnum()):
+            return None
+    good, bad = (rest.strip() for rest in rests)
+    return {**chosen, "content": good}, {**rejected, "content": bad}
 
-    Raises:
-        Unusable: `malformed`.
-    """
-    if not isinstance(value, list):
+
+def _check(asked: list[Message], chosen: Message, rejected: Message) -> None:
+    if asked and asked[-1]["role"] == "assistant":
+        raise Unusable("begun_answer")
+    if not asked or asked[-1]["role"] not in ("user", "tool"):
+        raise Unusable("no_prompt")
+    if not visible(asked[-1]["content"]):
+        raise Unusable("no_prompt")
+    for answer in (chosen, rejected):
+        if not visible(answer["content"]) and not answer.get("tool_calls"):
+            raise Unusable("empty_answer")
+    if _said(chosen) == _said(rejected):
+        raise Unusable("equal_answers")
+
+
+def _said(answer: Message) -> Message:
+    return {**answer, "content": answer["content"].strip()}
+
+
+def _of_template(
+    row: Mapping[str, object], columns: Columns
+) -> tuple[list[Any] | None, dict[str, Any]]:
+    """Return the tools and the template's switches of a row."""
+    tools: Any = decoded(row.get(columns.tools)) if columns.tools else None
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)  # as TRL advises to keep them
+        except ValueError:
+            raise Unusable("malformed") from None
+    key = columns.chat_template_kwargs
+    switches: Any = decoded(row.get(key)) if key else None
+    if isinstance(switches, Mapping):  # Arrow fills in the keys of other rows with null
+        switches = {name: value for name, value in switches.items() if value is not None}
+    if (tools and not isinstance(tools, list)) or (switches and not isinstance(switches, dict)):
         raise Unusable("malformed")
-    turns = []
-    for message in value:
-        if not isinstance(message, Mapping):
-            raise Unusable("malformed")
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise Unusable("malformed")
-        turns.append({"role": role, "content": content})
-    return turns
+    return tools or None, switches or {}

@@ -2,8 +2,9 @@
 
 import copy
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,32 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.errors import UserError
 from trainables.artifacts import write_json
 from trainables.data.chat_template import ChatTemplate, Texts, Unrenderable, settle
+from trainables.data.columns import LOOKED_AT, Columns, Reading, find_columns
 from trainables.data.files import in_memory
-from trainables.data.pairs import Pair, Unusable, read_pair
+from trainables.data.messages import Message, Unusable
+from trainables.data.pairs import READINGS, Pair, read_pair
 
 SPLITS = ("train", "validation", "test")
 REASONS = {
     "malformed": "neither texts nor lists of {role, content} messages",
+    "not_text": "a message holds more than text",
     "no_prompt": "no user's turn before the answers",
+    "begun_answer": "the prompt ends in an answer that has begun",
     "several_turns": "an answer is not exactly one assistant's turn",
-    "empty_answer": "an answer is empty",
+    "empty_answer": "an answer has no visible character",
     "equal_answers": "both answers are the same",
+    "template_tokens": "a text has tokens of a chat template in it",
     "eos_in_answer": "an answer spells out the EOS token",
     "template": "the chat template refuses the conversation",
     "also_in_train": "the prompt is also in train",
     "also_in_validation": "the prompt is also in validation",
     "prompt_too_long": "the prompt alone fills max_length",
     "equal_when_cut": "both answers are the same once cut to max_length",
+}
+WAYS_OUT = {  # beside mending the data
+    "template_tokens": "set dataset.text to plain to take texts with such tokens as they are",
+    "no_prompt": "set dataset.columns.prompt to the column of the prompts",
+    "template": "use a model whose template takes these roles, or give it another template",
 }
 MIN_HELD_OUT = 8  # pairs of validation and of test; below that no measure means anything
 BATCH = 1000  # rows in memory as Python objects, and in a row group
@@ -61,6 +72,7 @@ def prepare_pairs(
     seed: int,
     out: Path,
     source: Mapping[str, object] | None = None,
+    reading: Reading | None = None,
 ) -> dict[str, Any]:
     """Split raw rows, drop what cannot be used, and write the files of a `data-<key>` folder.
 
@@ -73,36 +85,57 @@ def prepare_pairs(
         seed: of both splits.
         out: an existing folder.
         source: where the rows come from, for the report; `source_of` says it.
+        reading: how the search says they are to be read.
 
     Returns:
-        The data report: for each split `raw`, `kept`, `dropped` (by reason, the keys of `REASONS`;
-        `raw` is the sum of `kept` and these), `truncated` (share of kept pairs with a cut answer),
-        `longer_is_chosen` (accuracy of preferring the answer of more tokens, ties half),
-        `prompt_tokens` and `answer_tokens` (`median` and `p95`, before the cut),
-        `distinct_prompts`, `merged_at_cut` (answers tokenised apart from their prompt).
+        The data report: `columns` (of each part of a pair) and `unread` (the other columns);
+        `examples`, the number of a row for each reason and reading; and for each split `raw`,
+        `kept`, `dropped` (by reason, the keys of `REASONS`; `raw` is the sum of `kept` and these),
+        `read_as` (kept pairs that were read otherwise than their columns say, the keys of
+        `READINGS`), `truncated` (share of kept pairs with a cut answer), `longer_is_chosen`
+        (accuracy of preferring the answer of more tokens, ties half), `prompt_tokens` and
+        `answer_tokens` (`median` and `p95`, before the cut), `distinct_prompts`, `merged_at_cut`
+        (answers tokenised apart from their prompt).
 
     Raises:
-        UserError: if too few rows are left in a split, or the tokenizer cannot serve.
+        UserError: if no column is known to hold the prompts, too few rows are left in a split, or
+            the tokenizer cannot serve.
     """
-    template = settle(copy.deepcopy(tokenizer))
+    reading = reading or Reading()
+    reader = Reader(rows, reading, str((source or {}).get("path", "")))
+    template = settle(
+        copy.deepcopy(tokenizer), reading.chat_template_kwargs, bool(reader.columns.tools)
+    )
     seen: dict[str, set[bytes]] = {}
     splits = {}
     for split, indices in split_rows(len(rows), test_fraction, validation_pairs, seed).items():
         splits[split], seen[split] = write_split(
-            rows, indices, template, max_length, seen, out / f"{split}.parquet"
+            reader, indices, template, max_length, seen, out / f"{split}.parquet"
         )
-        refuse_if_empty(split, splits[split])
+        refuse_if_empty(split, splits[split], reader.examples)
     template.tokenizer.save_pretrained(out / "tokenizer")
     report: dict[str, Any] = {
         "source": {**(source or {}), "rows": len(rows)},
+        "columns": reader.columns.used(),
+        "unread": [
+            *(name for name in rows.column_names if name not in reader.columns.names()),
+            *reading.unread,
+        ],
         "seed": seed,
         "test_fraction": test_fraction,
         "validation_pairs": validation_pairs,
         "max_length": max_length,
-        "chat_template": {"origin": template.origin, "text": template.tokenizer.chat_template},
+        "chat_template": {
+            "origin": template.origin,
+            "text": template.tokenizer.chat_template,
+            "kwargs": dict(reading.chat_template_kwargs),
+            "answer_begins_with": template.head,
+        },
         "eos_token": template.tokenizer.eos_token,
         "pad_token": template.tokenizer.pad_token,
         "reasons": REASONS,
+        "readings": READINGS,
+        "examples": reader.examples,
         "splits": splits,
     }
     write_json(out / "data_report.json", report)
@@ -146,8 +179,53 @@ def split_rows(
     return {split: splits[split].with_format("numpy")["row"][:] for split in SPLITS}
 
 
+class Reader:
+    """Reads the rows of one data set, and remembers a row for each reason and each reading.
+
+    Attributes:
+        columns: which hold what.
+        examples: number of the first row by reason or reading, in the order of splits.
+    """
+
+    def __init__(self, rows: Dataset, reading: Reading, path: str) -> None:
+        self.rows = rows
+        self.reading = reading
+        # From all over the data set: published ones are often sorted by where they come from.
+        numbers = np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int))
+        sample = records(rows, numbers)
+        self.columns: Columns = find_columns(rows.column_names, sample, reading, path)
+        self.rows = rows.select_columns(sorted(self.columns.names()))
+        self.examples: dict[str, int] = {}
+        self.repeats = self._repeats(sample)
+
+    def _repeats(self, sample: Sequence[Mapping[str, object]]) -> bool:
+        """Say whether most answers of the data set begin with their prompt."""
+        repeated = read = 0
+        for row in sample:
+            try:
+                pair = read_pair(row, self.columns, self.reading, repeats=True)
+            except Unusable:
+                continue
+            read += 1
+            repeated += "prompt_repeated" in pair.read_as
+        return 2 * repeated > read
+
+    def pair(self, row: Mapping[str, object]) -> Pair:
+        """Read one row.
+
+        Raises:
+            Unusable: with one of `REASONS`.
+        """
+        return read_pair(row, self.columns, self.reading, self.repeats)
+
+    def example(self, keys: Iterable[str], number: int) -> None:
+        """Remember a row for each key that has none."""
+        for key in keys:
+            self.examples.setdefault(key, number)
+
+
 def write_split(
-    rows: Dataset,
+    reader: Reader,
     indices: np.ndarray,
     template: ChatTemplate,
     max_length: int,
@@ -163,6 +241,12 @@ def write_split(
         The split's part of the report, and its prompts (see `fingerprint`).
     """
     dropped: Counter[str] = Counter()
+    read_as: Counter[str] = Counter()
+
+    def drop(reason: str, number: int) -> None:
+        dropped[reason] += 1
+        reader.example([reason], number)
+
     prompts: set[bytes] = set()
     lengths: list[tuple[int, int, int]] = []
     merged = 0
@@ -172,20 +256,23 @@ def write_split(
         for start in range(0, len(indices), BATCH):
             numbers = indices[start : start + BATCH]
             usable: list[tuple[int, Pair, Texts]] = []
-            for number, row in zip(numbers.tolist(), records(rows, numbers), strict=True):
+            rows = records(reader.rows, numbers)
+            for number, row in zip(numbers.tolist(), rows, strict=True):
                 try:
-                    usable.append((number, *read_row(row, template, seen)))
+                    usable.append((number, *read_row(row, reader, template, seen)))
                 except Unusable as reason:
-                    dropped[str(reason)] += 1
+                    drop(str(reason), number)
             kept: list[dict[str, Any]] = []
             tokens = template.tokenize([texts for _, _, texts in usable])
             for (number, pair, texts), ids in zip(usable, tokens, strict=True):
                 room = max_length - len(ids.prompt)
                 if room <= 0:
-                    dropped["prompt_too_long"] += 1
+                    drop("prompt_too_long", number)
                 elif ids.chosen[:room] == ids.rejected[:room]:
-                    dropped["equal_when_cut"] += 1
+                    drop("equal_when_cut", number)
                 else:
+                    read_as.update(pair.read_as)
+                    reader.example(pair.read_as, number)
                     prompts.add(fingerprint(texts.prompt))
                     lengths.append((len(ids.prompt), len(ids.chosen), len(ids.rejected)))
                     merged += ids.merged
@@ -195,7 +282,10 @@ def write_split(
                             "prompt_ids": ids.prompt,
                             "chosen_ids": ids.chosen[:room],
                             "rejected_ids": ids.rejected[:room],
-                            **vars(pair),  # of which train's schema has no column
+                            # Of these, train's schema has no column.
+                            "prompt": pair.prompt,
+                            "chosen": words(pair.chosen),
+                            "rejected": words(pair.rejected),
                         }
                     )
             writer.write_table(pa.Table.from_pylist(kept, schema=schema))
@@ -206,6 +296,7 @@ def write_split(
         "raw": len(indices),
         "kept": len(counts),
         "dropped": {reason: dropped[reason] for reason in REASONS},
+        "read_as": {key: read_as[key] for key in READINGS if read_as[key]},
         "truncated": share(int((longest > max_length).sum()), len(counts)),
         "longer_is_chosen": longer_is_chosen(counts[:, 1], counts[:, 2]),
         "prompt_tokens": quantiles(counts[:, 0]),
@@ -215,21 +306,35 @@ def write_split(
     }, prompts
 
 
+def words(answer: Message) -> str:
+    """Return what an answer says; of one that calls tools, the calls as JSON after its words."""
+    calls = [json.dumps(call, ensure_ascii=False) for call in answer.get("tool_calls") or ()]
+    return "\n".join([*([answer["content"]] if answer["content"] else []), *calls])
+
+
 def read_row(
-    row: Mapping[str, object], template: ChatTemplate, seen: Mapping[str, set[bytes]]
+    row: Mapping[str, object],
+    reader: Reader,
+    template: ChatTemplate,
+    seen: Mapping[str, set[bytes]],
 ) -> tuple[Pair, Texts]:
     """Return a row's pair as it is and as the template writes it.
 
     Raises:
         Unusable: with one of `REASONS`.
     """
-    pair = read_pair(row)
+    pair = reader.pair(row)
     eos = template.tokenizer.eos_token
-    if eos in pair.chosen or eos in pair.rejected:
+    if any(eos in answer["content"] for answer in (pair.chosen, pair.rejected)):
         # Inside an answer it would end it for the model, and what follows would never be generated.
         raise Unusable("eos_in_answer")
+    if reader.reading.text == "auto":
+        turns = [*pair.prompt, pair.chosen, pair.rejected]
+        if any(template.has_tokens(turn["content"]) for turn in turns):
+            raise Unusable("template_tokens")
+    options = {"tools": pair.tools, **pair.chat_template_kwargs}
     try:
-        texts = template.render(pair.prompt, pair.chosen, pair.rejected)
+        texts = template.render(pair.prompt, pair.chosen, pair.rejected, **options)
     except Unrenderable as error:
         raise Unusable("template") from error
     for split, prompts in seen.items():
@@ -270,8 +375,13 @@ def quantiles(tokens: Sequence[int] | np.ndarray) -> dict[str, float] | None:
     return {"median": round(float(median), 1), "p95": round(float(p95), 1)}
 
 
-def refuse_if_empty(split: str, report: Mapping[str, Any]) -> None:
+def refuse_if_empty(split: str, report: Mapping[str, Any], examples: Mapping[str, int]) -> None:
     """Refuse a split with too few usable pairs.
+
+    Args:
+        split: its name.
+        report: its part of the data report.
+        examples: number of a row for each reason.
 
     Raises:
         UserError: with the counts that led there.
@@ -280,11 +390,14 @@ def refuse_if_empty(split: str, report: Mapping[str, Any]) -> None:
     if report["kept"] >= needed:
         return
     dropped = [
-        f"{count} because {REASONS[reason]}" for reason, count in report["dropped"].items() if count
+        f"{count} because {REASONS[reason]} (such as row {examples[reason]})"
+        for reason, count in report["dropped"].items()
+        if count
     ]
+    ways = [WAYS_OUT[reason] for reason in WAYS_OUT if report["dropped"][reason]]
     why = f", dropped {', '.join(dropped)}" if dropped else ""
     raise UserError(
         f"Of {report['raw']} rows in the {split} split {report['kept']} can be used{why}, and at "
         f"least {needed} must be: fix the data, or change dataset.validation_pairs, "
-        "dataset.test_fraction or training.max_length."
+        f"dataset.test_fraction or training.max_length{''.join(f'; {way}' for way in ways)}."
     )

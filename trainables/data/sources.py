@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -16,25 +17,40 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from search_spaces.errors import UserError
 from search_spaces.locations import QUICKSTART, is_hub_id
 from trainables.artifacts import checksum
-from trainables.data.files import COLUMNS, FILES, check_columns, check_file, in_memory, read_file
+from trainables.data.columns import Reading, check_columns
+from trainables.data.files import FILES, check_file, in_memory, read_file, split_names
 from trainables.hub import first_sentence, hub_errors, no_such_path, page, pin_dataset, unreachable
 
 
+class Rows(NamedTuple):
+    """Raw rows: the columns that may hold a part of a pair, and the names of the others."""
+
+    data: Dataset
+    unread: list[str]
+
+
 def load_rows(
-    path: str, name: str | None = None, split: str = "train", revision: str | None = None
-) -> Dataset:
-    """Load the raw rows: the columns `prompt` (where there is one), `chosen` and `rejected`.
+    path: str,
+    name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    reading: Reading | None = None,
+) -> Rows:
+    """Load the raw rows.
 
     Args:
         path: Hub id, folder, .parquet, .jsonl or .jsonl.gz file, or `quickstart`.
         name: configuration of a Hub data set or folder.
         split: as `datasets` writes it, slices such as `train[:10%]` included.
         revision: branch, tag or commit of a Hub id.
+        reading: how the search says they are to be read.
 
     Raises:
         UserError: if there are no such data, they are damaged or empty, or the columns are others.
     """
     datasets.disable_progress_bars()
+    reading = reading or Reading()
+    unread: list[str] = []
     where = Path(path).expanduser()
     on_hub = is_hub_id(path)
     if not on_hub and revision is not None:
@@ -53,20 +69,22 @@ def load_rows(
     elif where.is_dir():
         splits = from_folder(where, name)
     elif where.is_file():
-        splits = DatasetDict(train=in_memory(read_file(where)))
+        table, unread = read_file(where, reading)
+        splits = DatasetDict(train=in_memory(table))
     else:
         raise UserError(no_such_path("dataset", path))
     rows = pick(splits, split, path)
-    check_columns(rows.column_names, path)
+    check_columns([*rows.column_names, *unread], path, reading)
     if len(rows) == 0:
         raise UserError(f"The data set {path!r} has no rows in split {split!r}: choose another.")
-    rows = rows.select_columns([column for column in COLUMNS if column in rows.column_names])
+    known, others = split_names(rows.column_names, reading)
+    rows = rows.select_columns(known)
     try:
         rows.data.validate(full=True)  # parquet does not check that its texts are UTF-8
     except pa.ArrowException as error:
         reason = first_sentence(error)
         raise UserError(f"The data set {path!r} is damaged ({reason}): fetch it again.") from error
-    return rows
+    return Rows(rows, [*others, *unread])
 
 
 def source_of(
