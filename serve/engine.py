@@ -1,5 +1,6 @@
 """Load a chat model once and stream its answers: plain Python, no Streamlit."""
 
+import inspect
 import os.path
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ class Engine:
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self._ends = {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
+        takes = inspect.signature(getattr(model, "forward", model)).parameters
+        self._has_cache = "past_key_values" in takes and not getattr(model, "_is_stateful", False)
 
     @property
     def positions(self) -> int:
@@ -102,12 +105,19 @@ class Engine:
         device = self.model.device
         generator = torch.Generator(device=device).manual_seed(seed)
         step = torch.tensor([ids], device=device)
-        cache, answer, shown = None, [], ""
+        cache, shown = None, ""
+        answer: list[int] = []
         for _ in range(max_new_tokens):
             # Not around the `yield`: the caller's code would run in inference mode as well.
             with torch.inference_mode():
-                output = self.model(input_ids=step, past_key_values=cache, use_cache=True)
-                cache = output.past_key_values
+                if self._has_cache:
+                    output = self.model(input_ids=step, past_key_values=cache, use_cache=True)
+                    cache = output.past_key_values
+                else:
+                    # Recurrent models keep their state in other ways, some of them in themselves,
+                    # where two streams would disturb each other: these read all of it again.
+                    whole = torch.tensor([[*ids, *answer]], device=device)
+                    output = self.model(input_ids=whole, use_cache=False)
                 step = _next_token(output.logits[:, -1].float(), step, temperature, warp, generator)
             token = int(step)
             if token in self._ends:
@@ -161,15 +171,23 @@ def load(path_or_repo: str, tokenizer: str | Path | None = None) -> Engine:
             "model that was trained to chat."
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             local,
             use_safetensors=True,
             trust_remote_code=False,  # left out, the terminal would be asked
             # Half precision is slower than float32 on most CPUs.
             dtype="auto" if cuda else torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise _unloadable("model", path_or_repo, error) from error
+    if info["missing_keys"]:
+        # transformers would fill these in at random.
+        raise UserError(
+            f"{path_or_repo} has no weights for {len(info['missing_keys'])} parameters of a causal "
+            f"language model (such as {min(info['missing_keys'])}); choose a model that was saved "
+            "with its language-model head."
+        )
     model.to("cuda" if cuda else "cpu").eval()
     return Engine(model, loaded, path_or_repo)
 

@@ -259,7 +259,10 @@ def test_other_tables(storage: Path) -> None:
         in shown
     )
     rows = [" ".join(line.split()) for line in shown.splitlines()]
-    assert "dropped: an answer is empty 56 13 11" in rows and "kept 1,024 187 309" in rows
+    assert (
+        "dropped: an answer has no visible character (row 307) 56 13 11" in rows
+        and "kept 1,024 187 309" in rows
+    )
     assert "with an answer cut at max_length 12.3 % 15.5 % 14.6 %" in rows
     assert "answer tokens, median / 95th percentile 8 / 64 8 / 64 8 / 64" in rows
     assert not [row for row in rows if "the chat template refuses" in row]  # none was

@@ -5,10 +5,13 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from run_folder import write_model, write_run
 from streamlit.testing.v1 import AppTest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from results.run.layout import LOCK
 from search_spaces.errors import UserError
@@ -37,6 +40,55 @@ def test_greedy_stream_is_what_transformers_generates(engine: Engine) -> None:
     answer = expected[0, inputs["input_ids"].shape[1] :]
     text = engine.tokenizer.decode(answer, skip_special_tokens=True).lstrip()
     assert "".join(engine.stream(HELLO, temperature=0, max_new_tokens=24)) == text
+
+
+STATES: dict[str, dict[str, Any]] = {
+    "mamba": {"state_size": 8},
+    "falcon_mamba": {"state_size": 8},
+    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16},
+    "rwkv": {"attention_hidden_size": 32},
+    "recurrent_gemma": {
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "lru_width": 32,
+        "attention_window_size": 64,
+    },
+}
+
+
+@pytest.mark.parametrize("family", STATES)
+def test_models_that_keep_their_state_otherwise_answer_too(folder: Path, family: str) -> None:
+    """Two streams that alternate, of models that have no cache of keys and values."""
+    torch.manual_seed(0)
+    tokenizer = load(str(folder)).tokenizer
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    config = AutoConfig.for_model(family, **{**sizes, **ends, **STATES[family]})
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(torch.randn_like(weights) * 0.1)
+    engine = Engine(model, tokenizer, family)
+    ids = torch.tensor([engine.prompt(HELLO, 12).ids])
+    options = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
+    answer = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :]
+    expected = tokenizer.decode(answer, skip_special_tokens=True).lstrip()
+    streams = [engine.stream(HELLO, temperature=0, max_new_tokens=12) for _ in range(2)]
+    pieces = list(itertools.zip_longest(*streams, fillvalue=""))
+    assert ["".join(column) for column in zip(*pieces, strict=True)] == [expected, expected]
+
+
+def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
+    """transformers would draw what is missing at random, and the chat would talk to noise."""
+    from safetensors.torch import load_file, save_file
+
+    torn = shutil.copytree(folder, tmp_path / "torn")
+    weights = load_file(torn / "model.safetensors")
+    name = next(name for name in weights if "attn" in name)
+    del weights[name]
+    save_file(weights, torn / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"torn has no weights for 1 parameters .*{name}"):
+        load(str(torn))
 
 
 def test_alternating_streams_do_not_disturb_each_other(engine: Engine) -> None:

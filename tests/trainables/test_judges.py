@@ -8,6 +8,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
@@ -16,6 +18,7 @@ from transformers import (
 
 from search_spaces.errors import UserError
 from trainables.judges.load import load_judge
+from trainables.models import load_tokenizer
 from trainables.quickstart.world import rows
 
 CPU = torch.device("cpu")
@@ -182,6 +185,62 @@ def test_a_reward_model_scores_conversations_whatever_their_batch(tmp_path: Path
             expected.append(float(model(torch.tensor([ids])).logits[0, 0]))
     assert len(set(expected)) > 10
     assert judge(["c b"] * 40, answers) == pytest.approx(expected, abs=1e-5)
+
+
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        "llama mistral qwen2 qwen3 gemma gemma2 phi phi3 stablelm starcoder2 persimmon".split(),
+        SMALL,
+    ),
+    "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64},
+    "gptj": {"n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 8},
+    "gpt_neox": SMALL,
+    "gpt_bigcode": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64},
+    "bloom": {"hidden_size": 16, "n_layer": 1, "n_head": 2},
+    "falcon": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "opt": {**SMALL, "ffn_dim": 32, "word_embed_proj_dim": 16},
+    "bert": SMALL,
+    "roberta": SMALL,
+    "deberta-v2": SMALL,
+    "modernbert": {**SMALL, "num_attention_heads": 2},
+}
+# EOS ends a conversation, and it is there that the score is trained.
+ENDING = TEMPLATE.replace("{% endfor %}", "{{ eos_token if m.role == 'assistant' }}{% endfor %}")
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["no padding token", "EOS pads"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batch_gives_what_a_model_gives_one_by_one(family: str, own: bool, tmp_path: Path) -> None:
+    """Where the configuration has no padding token, EOS is a token like any other."""
+    torch.manual_seed(0)
+    # Encoders place their words by the padding token, so all have one.
+    encoder = family in ("bert", "roberta", "deberta-v2", "modernbert", "opt")
+    pads = 0 if own else 1 if encoder else None
+    sizes = {"vocab_size": 40, "num_labels": 1, "bos_token_id": 0, "eos_token_id": 0}
+    made = AutoConfig.for_model(family, **{**sizes, "pad_token_id": pads, **FAMILIES[family]})
+    model = AutoModelForSequenceClassification.from_config(made).float().eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(torch.randn_like(weights) * 0.2)
+    judge = load_judge(str(saved(tmp_path, model, ENDING)), CPU)
+    answers = [" ".join("abc"[(i + j) % 3] for j in range(i % 5 + 1)) for i in range(12)]
+    tokenizer = load_tokenizer(tmp_path)  # some families have a class of their own
+    expected = []
+    for answer in answers:
+        ids = tokenizer(f"user c b assistant {answer} <eos>")["input_ids"]
+        with torch.no_grad():
+            expected.append(float(model(torch.tensor([ids])).logits[0, 0]))
+    assert len({round(score, 4) for score in expected}) > 4
+    assert judge(["c b"] * 12, answers) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_reward_model_reads_fewer_conversations_where_they_do_not_fit(

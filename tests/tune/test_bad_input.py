@@ -220,7 +220,7 @@ DATA = [
     ("truncated gzip", data(gzip.compress(json.dumps(PAIRS).encode())[:-20], "pairs.jsonl.gz"), 1, ["pairs.jsonl.gz", "damaged"]),
     ("wrong types in rows", data([{"prompt": i, "chosen": [i], "rejected": {}} for i in range(80)]), 1, ["0 can be used", "neither texts nor lists"]),
     ("all equal", data([{**row, "rejected": row["chosen"]} for row in PAIRS]), 1, ["because both answers are the same", "fix the data"]),
-    ("all empty", data([{**row, "chosen": " "} for row in PAIRS]), 1, ["because an answer is empty", "fix the data"]),
+    ("all empty", data([{**row, "chosen": " "} for row in PAIRS]), 1, ["because an answer has no visible character", "fix the data"]),
     ("fewer rows than validation_pairs", data(PAIRS[:12]), 1, ["12 rows", "16 validation pairs", "dataset.validation_pairs lower"]),
     ("one prompt throughout", data([{**row, "prompt": "Q?"} for row in PAIRS]), 1, ["validation split", "is also in train", "dataset.validation_pairs"]),
     ("max_length that drops all", data(PAIRS, training={"max_length": 3}), 1, ["the prompt alone fills max_length", "training.max_length"]),

@@ -249,14 +249,22 @@ def test_what_is_dropped_and_cut_is_named() -> None:
     report = {
         "max_length": 1024,
         "reasons": {"a": "an answer is empty", "b": "both are the same", "c": "no prompt"},
+        "readings": {"d": "a text with role markers", "e": "messages"},
+        "examples": {"a": 7, "b": 2, "d": 0},
+        "columns": {"prompt": ["instruction", "input"], "chosen": "better", "rejected": "rejected"},
+        "unread": ["id", "source"],
         "splits": {
-            "train": {"raw": 14, "kept": 10, "dropped": {"a": 3, "b": 1, "c": 0}, "truncated": 0.3},
-            "test": {"raw": 21, "kept": 20, "dropped": {"a": 0, "b": 1, "c": 0}, "truncated": 0.0},
+            "train": {"raw": 14, "kept": 10, "dropped": {"a": 3, "b": 1, "c": 0}, "truncated": 0.3}
+            | {"read_as": {"d": 4}},
+            "test": {"raw": 21, "kept": 20, "dropped": {"a": 0, "b": 1, "c": 0}, "truncated": 0.0}
+            | {"read_as": {}},
         },
     }
     assert pairs_sentence(report) == (
-        "30 of 35 pairs can be used; 3 dropped: an answer is empty; 2 dropped: both are the same; "
-        "10.00% of them have an answer cut to training.max_length 1,024"
+        "30 of 35 pairs can be used; 3 dropped: an answer is empty (row 7); 2 dropped: both are "
+        "the same (row 2); 4 read as: a text with role markers (row 0); prompt from instruction and "
+        "input; chosen from better; columns not read: id, source; 10.00% of them have an answer "
+        "cut to training.max_length 1,024"
     )
 
 

@@ -1,6 +1,9 @@
 """A judge that is a reward model: a sequence classifier with one label."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
+from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,11 +82,6 @@ def _load(
         )
     if not tokenizer.chat_template:
         raise UserError(f"The judge `{path}` has no chat template. Choose a model that has one.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
 
 
@@ -92,17 +90,43 @@ def _scores(
 ) -> list[float]:
     """Return the score of each conversation, `size` of them at a time."""
     scores = [0.0] * len(texts)
-    rows = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
+    # The template has written the special tokens.
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    rows = sorted(range(len(texts)), key=lambda row: len(ids[row]), reverse=True)
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
-        inputs = tokenizer(
-            [texts[row] for row in batch],
-            padding=True,
-            add_special_tokens=False,  # the template has written them
-            return_tensors="pt",
-        ).to(model.device)
-        with torch.no_grad():
+        with torch.no_grad(), _padded(model, [ids[row] for row in batch]) as inputs:
             logits = model(**inputs).logits[:, 0].float().tolist()
         for row, score in zip(batch, logits, strict=True):
             scores[row] = score
     return scores
+
+
+@contextmanager
+def _padded(
+    model: "PreTrainedModel", sequences: list[list[int]]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Give sequences of token ids to a model as one batch, padded on the right.
+
+    A classifier reads its score at the last token that is not `pad_token_id`. A model without one,
+    given sequences one by one, reads it at their last: so it is given a token that none of them
+    has. EOS, with which others pad, would hide the very token at which the score was trained.
+    """
+    configs = (model.config, model.config.get_text_config())
+    own = configs[1].pad_token_id
+    used = {token for ids in sequences for token in ids}
+    filler = own if own is not None else next(i for i in count() if i not in used)
+    length = max(map(len, sequences))
+    padded = [ids + [filler] * (length - len(ids)) for ids in sequences]
+    mask = [[1] * len(ids) + [0] * (length - len(ids)) for ids in sequences]
+    before = [config.pad_token_id for config in configs]
+    try:
+        for config in configs:
+            config.pad_token_id = filler
+        yield {
+            "input_ids": torch.tensor(padded, device=model.device),
+            "attention_mask": torch.tensor(mask, device=model.device),
+        }
+    finally:
+        for config, pad in zip(configs, before, strict=True):
+            config.pad_token_id = pad
