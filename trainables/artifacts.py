@@ -130,7 +130,7 @@ def build_once(
 
     Args:
         root: the `prepared` folder.
-        stage: `data`, `sft`, `reference` or `answers`.
+        stage: `checked`, `data`, `sft`, `reference` or `answers`.
         inputs: everything that the content depends on; JSON values only.
         build: fills the empty folder that it is given.
 

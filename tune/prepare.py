@@ -27,11 +27,12 @@ from tune.inputs import (
 )
 from tune.record import Record, read_lines
 from tune.reference_logps import Reference, Stage, prepare_logps
-from tune.worker import ANSWERING, build_answers, build_data, build_sft, max_length
+from tune.worker import ANSWERING, build_answers, build_checks, build_data, build_sft, max_length
 
 # Each counts up when what its stage computes or keeps changes: a new run then makes its own folder.
 # A run that began with an older folder keeps it.
 DATA = 2  # 1: dialogues as text, tools and other columns for prompts were not read
+CHECKED = 1
 SFT = 1  # 0: the key lacked generation_config.json and remote code
 ANSWERS = 3  # counts up when what is kept of an answer changes: older ones are sampled again
 
@@ -124,6 +125,7 @@ def prepare(
     record.update(
         revisions={"model": inputs.commit, "dataset": commit, "judge": inputs.judge_commit}
     )
+    check_model(stage, inputs)
     data = prepare_data(stage, inputs)
     report = (data / layout.DATA_REPORT).read_bytes()
     write_bytes(record.folder / layout.DATA_REPORT, report)
@@ -158,6 +160,27 @@ def prepare(
         prepared=names,
     )
     return _preparation(reference.model, data, logps, answers, inputs.judge_commit)
+
+
+def check_model(stage: Stage, inputs: Inputs) -> None:
+    """Check that the search can train the model and save it, once for each such search.
+
+    Raises:
+        UserError: an adapter does not fit, or checkpoints could not be saved.
+    """
+    spec = stage.spec
+    adapters = {name: d.model_dump() for name, d in spec.space.items() if name.startswith("lora.")}
+    key = {
+        "format": CHECKED,
+        "model": model_contents(spec, inputs.base),
+        "lora": spec.lora,
+        "space": adapters,
+    }
+
+    def build(out: Path) -> None:
+        build_on_worker(stage.cluster, build_checks, out, spec, inputs, cpus=0)
+
+    build_once(stage.root, "checked", key, build)
 
 
 def prepare_data(stage: Stage, inputs: Inputs) -> Path:

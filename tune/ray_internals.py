@@ -4,12 +4,13 @@ The upper bound on Ray in `pyproject.toml` is for these names; `tests/tune/test_
 says which of them a new version lacks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ray._private import utils, worker
 from ray.experimental import internal_kv
+from ray.job_config import JobConfig
 from ray.tune.experiment import Trial
 
 
@@ -49,6 +50,24 @@ def forget_report(trial: Trial) -> None:
     newest = trial.latest_checkpoint_result
     if newest is not None:
         newest.metrics.pop("report", None)
+
+
+class _Fixed(list[str]):
+    """Folders to which Ray adds none."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Leave it as it is."""
+
+
+def only_importing_from(folders: Iterable[str]) -> JobConfig:
+    """Return the configuration of a job whose workers look for modules here and where Python does.
+
+    Ray puts the driver's current folder before everything else: a `datasets.py` or a `tune.py`
+    beside a user's spec would be imported in place of the libraries. It has no option for that.
+    """
+    config = JobConfig()
+    config._py_driver_sys_path = _Fixed(folders)
+    return config
 
 
 def silence_dead_workers() -> None:

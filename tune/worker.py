@@ -277,6 +277,15 @@ def max_length(spec: Spec) -> int:
     return int(spec.configuration({}).dpo.get("max_length", 1024))
 
 
+def build_checks(folder: Path, spec: Spec, inputs: Inputs) -> None:
+    """Fill a `checked` folder: how many adapters were tried on the model."""
+    from trainables.artifacts import write_json
+    from trainables.model_checks import check_adapters, check_generation_config
+
+    check_generation_config(inputs.base, spec)
+    write_json(folder / "checked.json", {"adapters": check_adapters(inputs.base, spec)})
+
+
 def build_data(folder: Path, spec: Spec, inputs: Inputs) -> None:
     """Fill a `data` folder: the pairs, clean, split and tokenised, and the report of them."""
     from trainables.data.columns import Reading

@@ -476,7 +476,7 @@ OF_OTHERS = ("pymp-", "torchinductor_")  # temporary folders of Ray's dashboard 
 # Of a run that began: its folder, finished stages of the preparation, and the lock of each stage.
 OF_A_RUN = re.compile(
     r"runs(/a(/(trials|spec\.yaml|run\.json|data_report\.json|\.driver\.lock))?)?"
-    r"|runs/prepared(/(data|reference)-[0-9a-f]{16}(/[^./][^/]*)*|/\.(data|reference|answers)-[0-9a-f]{16}\.lock)?"
+    r"|runs/prepared(/(checked|data|reference)-[0-9a-f]{16}(/[^./][^/]*)*|/\.(checked|data|reference|answers)-[0-9a-f]{16}\.lock)?"
 )
 
 

@@ -262,9 +262,9 @@ def test_what_is_dropped_and_cut_is_named() -> None:
     }
     assert pairs_sentence(report) == (
         "30 of 35 pairs can be used; 3 dropped: an answer is empty (row 7); 2 dropped: both are "
-        "the same (row 2); 4 read as: a text with role markers (row 0); prompt from instruction and "
-        "input; chosen from better; columns not read: id, source; 10.00% of them have an answer "
-        "cut to training.max_length 1,024"
+        "the same (row 2); 4 read as: a text with role markers (row 0); prompt from instruction "
+        "and input; chosen from better; columns not read: id, source; 10.00% of them have an "
+        "answer cut to training.max_length 1,024"
     )
 
 

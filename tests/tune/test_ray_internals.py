@@ -60,3 +60,10 @@ def test_sigterm_handler_is_ours_within_the_block_alone() -> None:
     with ray_internals.own_sigterm_handler():
         assert ray._private.utils.set_sigterm_handler is not before
     assert ray._private.utils.set_sigterm_handler is before
+
+
+def test_folders_of_a_job_are_where_ray_adds_its_own() -> None:
+    config = ray_internals.only_importing_from(["/here"])
+    assert config._py_driver_sys_path == ["/here"]
+    assert "job_config._py_driver_sys_path.extend(code_paths)" in inspect.getsource(worker)
+    assert list(config._get_proto_job_config().py_driver_sys_path) == ["/here"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from searching import environment
+from searching import HANG, ROOT, environment
 
 from search_spaces.errors import UserError
 from tune.cluster.connection import _reason, connected
@@ -69,6 +69,7 @@ def test_node_that_is_late(tmp_path: Path) -> None:
 def test_temporary_folder_that_sockets_cannot_be_in(tmp_path: Path) -> None:
     printed = started(tmp_path, "", RAY_TMPDIR=str(tmp_path / ("long" * 30)))
     assert "AF_UNIX path length cannot exceed" in printed and "set RAY_TMPDIR" in printed
+    assert f"make room in {tmp_path / ('long' * 30)}, which RAY_TMPDIR names" in printed
 
 
 def test_temporary_folder_that_is_a_file(tmp_path: Path) -> None:
@@ -128,3 +129,39 @@ def test_errors_of_ray_are_sentences(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     sentence = _reason(error, address)
     assert "\n" not in sentence and all(fragment in sentence for fragment in fragments), sentence
+
+
+SHADOWED = """
+import sys
+sys.path[:0] = [{root!r}]
+
+def seen():
+    import datasets, trainables.artifacts, tune.worker
+    return [module.__file__ for module in (datasets, trainables, tune)]
+
+if __name__ == "__main__":
+    import ray
+    from tune.cluster.connection import connected
+    with connected(None, cpus=1):
+        print(*ray.get(ray.remote(seen).remote()), sep="\\n")
+"""
+
+
+def test_files_of_the_user_shadow_no_module(tmp_path: Path) -> None:
+    """Where the command is given there are files of the names of packages."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir(), elsewhere.mkdir()
+    for name in ("tune", "trainables", "datasets", "results"):
+        (here / f"{name}.py").write_text("raise RuntimeError('a file of the user was imported')\n")
+    (elsewhere / "driver.py").write_text(SHADOWED.format(root=str(ROOT)))
+    done = subprocess.run(
+        [sys.executable, str(elsewhere / "driver.py")],
+        cwd=here,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+    )
+    assert done.returncode == 0, done.stderr
+    files = done.stdout.splitlines()
+    assert len(files) == 3 and not any(str(here) in file for file in files)

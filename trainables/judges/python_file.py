@@ -42,6 +42,9 @@ def _execute(file: Path, content: bytes) -> ModuleType:
     assert spec is not None  # a .py file always has a loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look up the module of a class
+    # Modules of the user's beside it; at the end, where they shadow no library.
+    if (folder := str(file.parent)) not in sys.path:
+        sys.path.append(folder)
     # Not by the loader: its bytecode cache may be of a file that has changed in the same second.
     exec(compile(content, str(file), "exec", dont_inherit=True), module.__dict__)
     return module

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import site
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ import ray
 from search_spaces.errors import UserError
 from tune.cluster.share import Node
 from tune.cluster.signals import NOTICES, handled
-from tune.ray_internals import own_sigterm_handler, silence_dead_workers
+from tune.ray_internals import only_importing_from, own_sigterm_handler, silence_dead_workers
 
 ROOT = Path(__file__).parent.parent.parent
 # What workers import: only these folders travel to the nodes of a cluster, whatever else is beside
@@ -90,7 +91,9 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
     """
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     address = address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"log_to_driver": False}
+    # The packages' folder, where Python would not look in itself: a checkout that is not installed.
+    ours = [] if str(ROOT) in site.getsitepackages() else [str(ROOT)]
+    options: dict[str, Any] = {"log_to_driver": False, "job_config": only_importing_from(ours)}
     # While it starts, Ray logs the traceback of what it then raises.
     options["logging_level"] = logging.CRITICAL
     if address is None:
@@ -159,15 +162,17 @@ def _reason(error: Exception, address: str | None) -> str:
     if address:
         set_by = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") == address else "--address"
         return f"no Ray cluster answers at {address!r} ({message}): check {set_by}"
-    place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    named_by = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
+    place = os.environ[named_by] if named_by else "/tmp"
     if "/dev/shm" in message:
         way = (
             "make room in /dev/shm (in a container, start it with a larger --shm-size), or set "
             "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE=1"
         )
     elif isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        which = f"{place}, which {named_by} names" if named_by else place
         way = (
-            f"make room in {place}, where Ray keeps its files, or set RAY_TMPDIR to a folder with "
+            f"make room in {which}, where Ray keeps its files, or set RAY_TMPDIR to a folder with "
             "a short path in which you may write"
         )
     else:
