@@ -22,13 +22,8 @@ from trainables.data.chat_template import OURS, settle
 from trainables.data.columns import Columns, Reading
 from trainables.data.messages import Unusable
 from trainables.data.pairs import Pair, read_pair
-from trainables.data.preferences import (
-    REASONS,
-    load_pairs,
-    longer_is_chosen,
-    prepare_pairs,
-    split_rows,
-)
+from trainables.data.preferences import load_pairs, longer_is_chosen, prepare_pairs, split_rows
+from trainables.data.reader import REASONS
 from trainables.data.sources import load_rows, source_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -58,7 +58,7 @@ def read_pair(
         repeats: the answers of this data set begin with their prompt, however short that is.
 
     Raises:
-        Unusable: with one of the reasons of `trainables.data.preferences`.
+        Unusable: with one of the reasons of `trainables.data.reader`.
     """
     read_as: set[str] = set()
     prompt = _prompt(row, columns)
