@@ -125,8 +125,8 @@ def prepare(
     record.update(
         revisions={"model": inputs.commit, "dataset": commit, "judge": inputs.judge_commit}
     )
+    data = prepare_data(stage, inputs)  # it loads the model, and refuses one that is not whole
     check_model(stage, inputs)
-    data = prepare_data(stage, inputs)
     report = (data / layout.DATA_REPORT).read_bytes()
     write_bytes(record.folder / layout.DATA_REPORT, report)
     say(pairs_sentence(json.loads(report)))
