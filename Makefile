@@ -30,7 +30,7 @@ chat: install
 	$(BIN)/preftune chat
 
 test: install .venv/moto/installed
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'not gpu and not network and not searches and not chaos and not endurance'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu and not network and not searches and not chaos and not endurance'
 
 # Whole searches by the command, and what comes of them: each takes a minute, most of it for starting processes.
 searches: install .venv/moto/installed
