@@ -1,5 +1,6 @@
 """Judges: what they return, and what a user reads when one of them fails."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,27 @@ def test_batch_gives_what_a_model_gives_one_by_one(family: str, own: bool, tmp_p
             expected.append(float(model(torch.tensor([ids])).logits[0, 0]))
     assert len({round(score, 4) for score in expected}) > 4
     assert judge(["c b"] * 12, answers) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_conversations_longer_than_the_judge_reads_are_cut_and_counted(
+    side: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """64 positions; the tokenizer says at which end, and its own limit may be lower."""
+    model = GPT2ForSequenceClassification(config(1)).eval()
+    saved(tmp_path, model)
+    path = tmp_path / "tokenizer_config.json"
+    settings = {"truncation_side": side, "model_max_length": 40}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    tokenizer = tokenizer_of(TEMPLATE)
+    answers = ["a b c " * 30, "a", "c b " * 40]
+    scores = load_judge(str(tmp_path), CPU)(["c b"] * 3, answers)
+    assert "2 of 3 conversations have more than the 40 tokens" in caplog.text
+    for answer, score in zip(answers, scores, strict=True):
+        ids = tokenizer(f"user c b assistant {answer}")["input_ids"]
+        ids = ids[:40] if side == "right" else ids[-40:]
+        with torch.no_grad():
+            assert float(model(torch.tensor([ids])).logits[0, 0]) == pytest.approx(score, abs=1e-5)
 
 
 def test_a_reward_model_reads_fewer_conversations_where_they_do_not_fit(

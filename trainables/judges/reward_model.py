@@ -1,5 +1,6 @@
 """A judge that is a reward model: a sequence classifier with one label."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -19,6 +20,7 @@ from trainables.models import load_tokenizer, quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
 BATCH = 16  # conversations that a reward model reads at once, to begin with
 
 
@@ -91,7 +93,9 @@ def _scores(
     """Return the score of each conversation, `size` of them at a time."""
     scores = [0.0] * len(texts)
     # The template has written the special tokens.
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids = _cut(
+        tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], model, tokenizer
+    )
     rows = sorted(range(len(texts)), key=lambda row: len(ids[row]), reverse=True)
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
@@ -100,6 +104,29 @@ def _scores(
         for row, score in zip(batch, logits, strict=True):
             scores[row] = score
     return scores
+
+
+def _cut(
+    sequences: list[list[int]], model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> list[list[int]]:
+    """Return sequences of token ids as long as the model takes, cut where the tokenizer cuts.
+
+    How many were cut goes to the log.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits = [tokenizer.model_max_length, positions if positions and positions > 0 else None]
+    longest = min(limit for limit in limits if limit is not None)
+    long = sum(len(ids) > longest for ids in sequences)
+    if not long:
+        return sequences
+    log.warning(
+        "%d of %d conversations have more than the %d tokens that the judge reads, and were cut",
+        long,
+        len(sequences),
+        longest,
+    )
+    from_end = tokenizer.truncation_side == "left"
+    return [ids[-longest:] if from_end else ids[:longest] for ids in sequences]
 
 
 @contextmanager
