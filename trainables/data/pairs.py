@@ -13,9 +13,9 @@ from trainables.data.texts import dialogue, is_text, marks_a_turn, messages_as_t
 
 # How a row was read, where it was not as its columns say.
 READINGS = {
-    "dialogue": "a text with role markers, read as turns",
-    "messages_as_text": "messages kept as text, parsed",
-    "prompt_repeated": "both answers began with the prompt, which was cut off",
+    "dialogue": "a dialogue, by the role markers in a text",
+    "messages_as_text": "messages that are kept as text",
+    "prompt_repeated": "answers without the prompt that both began with",
     "other_prompt": "the conversation in the answers, which the prompt's column is not a part of",
     "system": "a system turn from its own column",
     "tools": "with tools",
