@@ -88,7 +88,7 @@ def truth(checkpoint: Path, tokenizer_folder: Path) -> float:
     asked = []
     for row, question in enumerate(questions):
         text = render(
-            tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True
+            tokenizer, [{"role": "user", "content": question}], {"add_generation_prompt": True}
         )
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         asked.append(Prompt(row, ids, question))

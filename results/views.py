@@ -198,6 +198,8 @@ def _template(template: Mapping[str, Any]) -> str | None:
     """Return where the chat template comes from, and which of its variables the search sets."""
     switches = (template.get("kwargs") or {}).items()
     parts = [template.get("origin"), *(f"{name}={value}" for name, value in switches)]
+    if head := str(template.get("answer_begins_with") or "").strip():
+        parts.append(f"answers that begin with {head!r}")
     return " with ".join(str(part) for part in parts if part is not None) or None
 
 

@@ -55,9 +55,15 @@ def _columns(value: dict[str, str | list[str] | None]) -> dict[str, str | list[s
     return value
 
 
+# Variables that transformers gives every template.
+NO_SWITCHES = {"messages", "tools", "documents", "add_generation_prompt"}
+
+
 def _switches(value: dict[str, Any]) -> dict[str, Any]:
     for name, switch in value.items():
-        if not name.isidentifier() or not isinstance(switch, bool | int | float | str):
+        finite = not isinstance(switch, float) or math.isfinite(switch)
+        known = isinstance(switch, bool | int | float | str) and finite
+        if not name.isidentifier() or name in NO_SWITCHES or not known:
             raise PydanticCustomError(
                 "switch",
                 "each must be a variable of the template and true, false, a number or a text",

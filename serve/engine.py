@@ -36,6 +36,7 @@ class Engine:
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self._ends = {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
+        # What transformers itself asks before it generates; it has no public name for it.
         takes = inspect.signature(getattr(model, "forward", model)).parameters
         self._has_cache = "past_key_values" in takes and not getattr(model, "_is_stateful", False)
 

@@ -5,6 +5,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def check_generation_config(folder: Path, spec: Spec) -> None:
             align_special_tokens(model, tokenizer)
             model.generation_config.save_pretrained(scratch)
     except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = shorten(str(error), 200)
         raise UserError(
             f"generation_config.json of the model {spec.model!r} contradicts itself, and no "
             f"checkpoint could be saved ({reason}): fix it in a local copy of the model, such as "

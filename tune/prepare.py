@@ -173,6 +173,8 @@ def check_model(stage: Stage, inputs: Inputs) -> None:
     key = {
         "format": CHECKED,
         "model": model_contents(spec, inputs.base),
+        "tokenizer": tokenizer_contents(spec, inputs.base),
+        "kwargs": spec.dataset.chat_template_kwargs,
         "lora": spec.lora,
         "space": adapters,
     }

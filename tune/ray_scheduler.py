@@ -88,6 +88,10 @@ class RungScheduler(DriverOnly, FIFOScheduler):
             self.checkpoints.attempts()
             cause = f"its process died {deaths} times, the last time because {_cause(trial)}"
             self.study.tell(number, "error", cause)
+        else:
+            # Ray learns of a checkpoint by a call of its own to the worker, after the report that
+            # the study has it from: one that dies in between would leave Ray without its first.
+            trial.config["resume_from"] = self.study.checkpoint(number)
 
     def on_trial_result(self, controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         """Return Ray's word for what the trial does next."""

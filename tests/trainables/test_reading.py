@@ -124,15 +124,13 @@ def test_messages_kept_as_text_are_parsed(write: Any) -> None:
     assert shared.prompt == [user("a")]
 
 
-@pytest.mark.parametrize(
-    "text", ["[1, 2]", '[{"a": 1}]', "[{'role': 'user'}]", "[x]", "[{", "[" * 9999]
-)
+@pytest.mark.parametrize("text", ["[1, 2]", '[{"a": 1}]', "[x]", "[{", "[" * 9999])
 def test_lists_of_other_things_stay_text(text: str) -> None:
     assert messages_as_text(text) is None
     assert read({"prompt": text, "chosen": "a", "rejected": "b"}).prompt == [user(text)]
 
 
-@pytest.mark.parametrize("text", ["", " \n", "\u200b", "\ufeff\u00a0", "\x00"])
+@pytest.mark.parametrize("text", ["", " \n", "\u200b", "\ufeff\u00a0", "\x00", "\u2800\u3164"])
 def test_answer_without_a_visible_character_is_dropped(text: str) -> None:
     assert not visible(text) and visible(f"{text}.")
     with pytest.raises(Unusable, match="empty_answer"):
@@ -152,6 +150,44 @@ def test_prompt_is_cut_off_the_answers_where_both_repeat_it() -> None:
     assert read(greeting).chosen == assistant("Hi there")
     assert read(greeting, repeats=True).chosen == assistant("there")
     assert read({**greeting, "chosen": "Highly"}, repeats=True).chosen == assistant("Highly")
+
+
+@pytest.mark.parametrize("as_messages", [False, True])
+def test_prompt_of_messages_is_cut_off_too(as_messages: bool) -> None:
+    asked = "Why is the sky so blue today?"
+    said = [f"{asked} Light.", f"{asked} No idea."]
+    answers = [[assistant(text)] for text in said] if as_messages else said
+    row = {"prompt": [system("Be kind."), user(asked)]} | dict(zip(ANSWERS, answers, strict=True))
+    pair = read(row)
+    assert (pair.chosen, pair.rejected) == (assistant("Light."), assistant("No idea."))
+    assert pair.read_as == {"prompt_repeated"}
+
+
+def test_scene_that_was_asked_for_is_an_answer() -> None:
+    """Answers with role markers beside a prompt of their own, which they do not have in them."""
+    scenes = {name: f"User: Hello\nAssistant: I am {name}" for name in ANSWERS}
+    pair = read({"prompt": "Write a talk between a user and an assistant", **scenes})
+    assert pair.prompt == [user("Write a talk between a user and an assistant")]
+    assert pair.chosen == assistant(scenes["chosen"]) and not pair.read_as
+    pair = read({"prompt": "Hello", **scenes})  # and this one they do have
+    assert (pair.prompt, pair.chosen) == ([user("Hello")], assistant("I am chosen"))
+
+
+def test_dialogue_on_one_side_alone_is_dropped() -> None:
+    """The words that both begin with would end in the middle of a turn."""
+    with pytest.raises(Unusable, match="several_turns"):
+        read({"chosen": "Human: Hi there\n\nAssistant: Ho", "rejected": "Human: Hi you"})
+
+
+@pytest.mark.parametrize("where", ["prompt", "chosen", "both answers"])
+def test_messages_that_cannot_be_parsed_are_not_trained_on_as_text(where: str) -> None:
+    """NumPy writes arrays of messages without commas between them, and so do tables as CSV."""
+    written = "[{'content': 'q', 'role': 'user'}\n {'content': 'a', 'role': 'assistant'}]"
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    row |= dict.fromkeys(ANSWERS if where == "both answers" else [where], written)
+    with pytest.raises(Unusable, match="malformed"):
+        read(row)
+    assert not read({**row, "rejected": "b"}, text="plain").read_as
 
 
 def test_short_prompts_that_most_answers_repeat_are_cut_off(tmp_path: Path) -> None:
@@ -243,6 +279,8 @@ def test_column_that_is_not_there_is_named(columns: Row, words: list[str], tmp_p
         ({"text": "dialogue"}, "dataset.text"),
         ({"chat_template_kwargs": {"a b": 1}}, "dataset.chat_template_kwargs"),
         ({"chat_template_kwargs": {"a": [1]}}, "dataset.chat_template_kwargs"),
+        ({"chat_template_kwargs": {"tools": True}}, "dataset.chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a": float("inf")}}, "dataset.chat_template_kwargs"),
     ],
 )
 def test_spec_names_parts_columns_and_switches(dataset: Row, key: str) -> None:
@@ -307,6 +345,24 @@ def test_type_of_parquet_that_nobody_reads_is_named(tmp_path: Path) -> None:
     words = r"column 'chosen' of '.*rows.parquet' has the type list_view"
     with pytest.raises(UserError, match=words):
         load_rows(str(tmp_path / "rows.parquet"))
+
+
+def test_keys_of_messages_that_nobody_reads_are_named(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": [{**user(f"Q{i}"), "id": i}]}
+        | {name: [{**assistant(name), "weight": 0.5, "name": "bot"}] for name in ANSWERS}
+        for i in range(60)
+    ]
+    report, *_ = prepare(rows, tmp_path)
+    assert report["unread"] == ["chosen[].weight", "prompt[].id", "rejected[].weight"]
+
+
+def test_system_that_is_no_text_is_no_turn(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{**row, "system": [1]} for row in numbered(3)] + [{**numbered(1)[0], "system": "Hm."}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [read(row) for row in load_rows(str(path)).data]
+    assert [len(pair.prompt) for pair in pairs] == [1, 1, 1, 2]
 
 
 # What templates read beside roles and contents.
@@ -414,6 +470,19 @@ def test_switches_of_rows_and_of_the_search(tmp_path: Path) -> None:
     ]
     assert [text.endswith("<think></think>") for text in written] == [True, False]
     assert report["chat_template"]["kwargs"] == {"thinking": False}
+
+
+@pytest.mark.parametrize("name", ["chat_template", "tokenize", "prompt", "messages", "self"])
+def test_rows_set_variables_and_steer_nothing(name: str, tmp_path: Path) -> None:
+    rows = [{**row, "chat_template_kwargs": {name: "{{ 1 }}"}} for row in numbered(60)]
+    rows[:20] = [{**row, "chat_template_kwargs": {"thinking": True}} for row in rows[:20]]
+    if name != "prompt":
+        with pytest.raises(UserError, match="the chat template refuses the conversation"):
+            prepare(rows, tmp_path, full_tokenizer())
+    else:
+        report, tokenizer, train = prepare(rows, tmp_path, full_tokenizer())
+        assert not dropped(report)["template"]
+        assert shown(tokenizer, train[0])[0].startswith("<|im_start|>user")
 
 
 # What ends a turn.

@@ -78,6 +78,22 @@ def test_process_that_dies_after_its_last_report_changes_nothing(spec: Spec) -> 
     assert after.state == TrialState.COMPLETE and after.user_attrs == before.user_attrs
 
 
+def test_process_that_dies_before_ray_knows_its_first_checkpoint(spec: Spec) -> None:
+    """The study has it from the report; Ray asks the worker once more before it has it."""
+    desk = Desk(spec)
+    scheduler = scheduler_of(desk)
+    number = desk.study.ask()[0]
+    config = {"number": number, "resume_from": None}
+    trial = SimpleNamespace(
+        trial_id="a", config=config, num_failures=1, max_failures=2, status="RUNNING"
+    )
+    scheduler.on_trial_error(None, trial)
+    assert config["resume_from"] is None  # there is none yet
+    desk.study.note(number, checkpoint="tune/01/trial_0000/checkpoint_000000")
+    scheduler.on_trial_error(None, trial)
+    assert config["resume_from"] == desk.study.checkpoint(number) is not None
+
+
 def test_kept_weights_are_found_after_the_run_folder_moved(spec: Spec, tmp_path: Path) -> None:
     """A running trial's checkpoint is known from the run folder on, not by an absolute path."""
     desk = Desk(spec)

@@ -5,6 +5,7 @@ prompt with its generation prompt, exactly what the model sees when it generates
 of the template of the whole conversation, up to the end of the assistant's turn.
 """
 
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -65,7 +66,11 @@ class ChatTemplate:
     end: str
 
     def render(
-        self, prompt: list[Message], chosen: Message, rejected: Message, **options: Any
+        self,
+        prompt: list[Message],
+        chosen: Message,
+        rejected: Message,
+        options: Mapping[str, Any] | None = None,
     ) -> Texts:
         """Return the text of the prompt, generation prompt included, and of each answer.
 
@@ -78,10 +83,13 @@ class ChatTemplate:
             Unrenderable: if the template refuses the roles, changes the prompt with the answer, or
                 leaves out what a turn holds beside its content.
         """
-        asked = render(self.tokenizer, prompt, add_generation_prompt=True, **options)
+        options = options or {}
+        if steering := self._steering & options.keys():
+            raise Unrenderable(f"{min(steering)} is not a variable of the template")
+        asked = render(self.tokenizer, prompt, {**options, "add_generation_prompt": True})
         answers = []
         for answer in (chosen, rejected):
-            rest = rest_of(self.tokenizer, prompt, asked, answer, **options)
+            rest = rest_of(self.tokenizer, prompt, asked, answer, options)
             if not rest.endswith(self.tail):
                 raise Unrenderable("it ends this answer in another way than others")
             answers.append(rest[: len(rest) - len(self.tail)] + self.end)
@@ -90,6 +98,12 @@ class ChatTemplate:
     def has_tokens(self, text: str) -> bool:
         """Say whether a text has tokens of a chat template in it, this tokenizer's or another's."""
         return TEMPLATE_TOKENS.search(text) is not None or self._special.search(text) is not None
+
+    @cached_property
+    def _steering(self) -> set[str]:
+        """What steers the rendering instead of the template, and is not for rows to set."""
+        parameters = inspect.signature(self.tokenizer.apply_chat_template).parameters
+        return {*parameters, "messages"} - {"tools", "documents"}
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
@@ -197,7 +211,7 @@ def ends_of(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
     """
     prompt, answer = [{"role": "user", "content": "What is this?"}], "This is an answer"
     try:
-        asked = render(tokenizer, prompt, add_generation_prompt=True)
+        asked = render(tokenizer, prompt, {"add_generation_prompt": True})
         turn = {"role": "assistant", "content": answer}
         rest = rest_of(tokenizer, prompt, asked, turn)
         if answer not in rest:
@@ -235,21 +249,23 @@ def rest_of(
     prompt: list[Message],
     asked: str,
     answer: Message,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """Render a conversation and return what follows `asked`, the rendered prompt.
 
     Raises:
         Unrenderable: if the rendered conversation does not begin with `asked`.
     """
-    whole = render(tokenizer, [*prompt, answer], **options)
+    whole = render(tokenizer, [*prompt, answer], options)
     if not whole.startswith(asked):
         raise Unrenderable("it writes a prompt alone in another way than a prompt with its answer")
     return whole[len(asked) :]
 
 
 def render(
-    tokenizer: "PreTrainedTokenizerBase", conversation: list[Message], **options: Any
+    tokenizer: "PreTrainedTokenizerBase",
+    conversation: list[Message],
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the text of a conversation.
 
@@ -257,7 +273,7 @@ def render(
         Unrenderable: if the template refuses it, or leaves out the tool calls of a turn.
     """
     try:
-        text = tokenizer.apply_chat_template(conversation, tokenize=False, **options)
+        text = tokenizer.apply_chat_template(conversation, **{**(options or {}), "tokenize": False})
     except (TemplateError, TypeError, KeyError) as error:  # what templates raise at odd messages
         raise Unrenderable(f"it refuses the conversation ({error})") from error
     for turn in conversation:

@@ -1,13 +1,13 @@
 """Which column of a data set holds what: as the search says, else by its name and its values."""
 
 import difflib
-import os.path
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from search_spaces.errors import UserError
 from trainables.data.messages import decoded, turns_of
+from trainables.data.texts import shared_words
 
 # Names under which published data sets keep a prompt.
 PROMPTS = (
@@ -70,6 +70,10 @@ class Columns:
         prompt = self.prompt[0] if len(self.prompt) == 1 else list(self.prompt)
         parts = {**vars(self), "prompt": prompt}
         return {part: column for part, column in parts.items() if column}
+
+    def of_messages(self) -> list[str]:
+        """Return the columns that may hold messages."""
+        return [*self.prompt, self.chosen, self.rejected]
 
     def names(self) -> set[str]:
         """Return all columns that are read."""
@@ -155,7 +159,7 @@ def _prompt(
     if 2 * len(whole) > len(pairs):
         return ()
     here = [name for name in PROMPTS if name in names and name not in answers]
-    if here in (["instruction", "input"], ["instruction"], ["input"]) or len(here) == 1:
+    if len(here) == 1 or here == ["instruction", "input"]:
         return tuple(here)
     way = "set `dataset.columns.prompt` to the column that holds the prompts"
     if here:
@@ -178,11 +182,3 @@ def _whole(answer: object, text: str) -> bool:
     """Say whether an answer is a conversation from its first turn on."""
     turns = turns_of(answer, text)
     return turns is not None and len(turns) > 1 and turns[0]["role"] in ("user", "system")
-
-
-def shared_words(chosen: str, rejected: str) -> str:
-    """Return the words that two texts both begin with."""
-    shared = os.path.commonprefix([chosen, rejected])
-    # Answers that begin with the same letters share them too: go back to where a word began.
-    cut = max((i + 1 for i, letter in enumerate(shared) if letter.isspace()), default=0)
-    return shared[:cut] if shared[:cut].strip() else ""

@@ -74,6 +74,19 @@ def _message(turn: object) -> Message:
     return {"role": role, "content": content, **extras}
 
 
+def unread_keys(value: object) -> set[str]:
+    """Return the keys of messages that no template is given."""
+    turns = [value] if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    read = {"role", "content", "from", "value", *EXTRAS}
+    return {
+        str(key)
+        for turn in turns
+        if isinstance(turn, Mapping)
+        for key, item in turn.items()
+        if key not in read and item is not None
+    }
+
+
 def _joined(parts: list[Any]) -> str:
     """Return the text of a content that is a list of parts."""
     if not all(isinstance(part, Mapping) for part in parts):

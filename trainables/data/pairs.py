@@ -1,15 +1,23 @@
 """One raw row of a preference data set, in whichever format, as one prompt and two answers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl.data_utils import extract_prompt
 
-from trainables.data.columns import Columns, Reading, shared_words
+from trainables.data.columns import Columns, Reading
 from trainables.data.messages import Message, Unusable, decoded, messages
-from trainables.data.texts import dialogue, is_text, marks_a_turn, messages_as_text, visible
+from trainables.data.texts import (
+    begins_as_messages,
+    dialogue,
+    is_text,
+    marks_a_turn,
+    messages_as_text,
+    shared_words,
+    visible,
+)
 
 # How a row was read, where it was not as its columns say.
 READINGS = {
@@ -65,7 +73,8 @@ def read_pair(
     chosen, rejected = (decoded(row.get(c)) for c in (columns.chosen, columns.rejected))
     if reading.text == "auto":
         asked_as, said_as = prompt, (chosen, rejected)
-        prompt, (chosen, rejected) = _turns(prompt), _answers(chosen, rejected)
+        prompt = _turns(prompt)
+        chosen, rejected = _answers(prompt, chosen, rejected)
         for before, after in ((asked_as, prompt), *zip(said_as, (chosen, rejected), strict=True)):
             if after is not before:
                 parsed = messages_as_text(str(before)) is not None
@@ -76,21 +85,19 @@ def read_pair(
         asked, good, bad = _from_messages(prompt, messages(chosen), messages(rejected))
     if isinstance(prompt, str) and not _has(asked, prompt):
         read_as.add("other_prompt")
-    if reading.text == "auto" and isinstance(prompt, str):
-        if cut := _without_prompt(prompt, good, bad, repeats):
+    if reading.text == "auto" and prompt is not None and asked:
+        if cut := _without_prompt(asked[-1]["content"], good, bad, repeats):
             good, bad = cut
             read_as.add("prompt_repeated")
-    system = row.get(columns.system) if columns.system else None
+    system = decoded(row.get(columns.system)) if columns.system else None
     if is_text(system) and visible(system) and (not asked or asked[0]["role"] != "system"):
         asked = [{"role": "system", "content": system}, *asked]
         read_as.add("system")
     _check(asked, good, bad)
     tools, switches = _of_template(row, columns)
-    read_as |= {key for key, value in (("tools", tools), (SWITCHES, switches)) if value}
+    of_template = {"tools": tools, "chat_template_kwargs": switches}
+    read_as |= {key for key, value in of_template.items() if value}
     return Pair(asked, good, bad, tools, switches, frozenset(read_as))
-
-
-SWITCHES = "chat_template_kwargs"
 
 
 def _prompt(row: Mapping[str, object], columns: Columns) -> object:
@@ -111,17 +118,36 @@ def _turns(prompt: object) -> object:
     """Return a prompt that is messages or a dialogue in the form of a text as turns."""
     if not isinstance(prompt, str):
         return prompt
-    return messages_as_text(prompt) or dialogue(prompt) or prompt
+    return _parsed(prompt) or dialogue(prompt) or prompt
 
 
-def _answers(chosen: object, rejected: object) -> tuple[object, object]:
-    """Return two answers as turns where both are texts that hold some."""
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        for read in (messages_as_text, dialogue):
-            turns = read(chosen), read(rejected)
-            if all(turns):
-                return turns
-    return chosen, rejected
+def _parsed(text: str) -> list[Any] | None:
+    turns = messages_as_text(text)
+    if turns is None and begins_as_messages(text):
+        raise Unusable("malformed")  # not a text, although it cannot be parsed
+    return turns
+
+
+def _answers(prompt: object, chosen: object, rejected: object) -> tuple[object, object]:
+    """Return two answers as turns where both are texts that hold some.
+
+    A dialogue beside a prompt of its own is one only if it has the prompt in it: who is asked for
+    a scene answers with one.
+    """
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        return chosen, rejected
+    parsed = _parsed(chosen), _parsed(rejected)
+    if any(parsed):
+        return parsed[0] or chosen, parsed[1] or rejected
+    turns = dialogue(chosen), dialogue(rejected)
+    if prompt is None and any(turns) and not all(turns):
+        raise Unusable("several_turns")  # what they share would end in the middle of a turn
+    if not turns[0] or not turns[1]:
+        return chosen, rejected
+    asked = [{"content": prompt}] if isinstance(prompt, str) else messages(prompt or [])
+    if any(not _has(side, turn["content"]) for side in turns if side for turn in asked):
+        return chosen, rejected
+    return turns
 
 
 def _from_texts(
@@ -146,7 +172,7 @@ def _from_texts(
     return asked, _answer(chosen.strip()), _answer(rejected.strip())
 
 
-def _has(asked: list[Message], prompt: str) -> bool:
+def _has(asked: Sequence[Mapping[str, Any]], prompt: str) -> bool:
     """Say whether a prompt's column is a part of the turns that were read, or they of it."""
     words = " ".join(prompt.split())
     said = [" ".join(turn["content"].split()) for turn in asked]

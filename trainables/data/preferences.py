@@ -100,10 +100,7 @@ def prepare_pairs(
     report: dict[str, Any] = {
         "source": {**(source or {}), "rows": len(rows)},
         "columns": reader.columns.used(),
-        "unread": [
-            *(name for name in rows.column_names if name not in reader.columns.names()),
-            *reading.unread,
-        ],
+        "unread": reader.unread,
         "seed": seed,
         "test_fraction": test_fraction,
         "validation_pairs": validation_pairs,

@@ -9,8 +9,9 @@ from datasets import Dataset
 
 from trainables.data.chat_template import ChatTemplate, Texts, Unrenderable
 from trainables.data.columns import LOOKED_AT, Columns, Reading, find_columns
-from trainables.data.messages import Message, Unusable
+from trainables.data.messages import Message, Unusable, decoded, unread_keys
 from trainables.data.pairs import Pair, read_pair
+from trainables.data.texts import is_text
 
 REASONS = {
     "malformed": "neither texts nor lists of {role, content} messages",
@@ -35,6 +36,7 @@ class Reader:
 
     Attributes:
         columns: which hold what.
+        unread: columns, and keys of messages, that are not read.
         examples: number of the first row by reason or reading, in the order of splits.
     """
 
@@ -45,7 +47,10 @@ class Reader:
         numbers = np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int))
         sample = records(rows, numbers)
         self.columns: Columns = find_columns(rows.column_names, sample, reading, path)
-        self.rows = rows.select_columns(sorted(self.columns.names()))
+        read = self.columns.names()
+        self.unread = [name for name in rows.column_names if name not in read]
+        self.unread += [*reading.unread, *_unread_keys(sample, self.columns.of_messages())]
+        self.rows = rows.select_columns(sorted(read))
         self.examples: dict[str, int] = {}
         self.repeats = self._repeats(sample)
 
@@ -75,6 +80,17 @@ class Reader:
             self.examples.setdefault(key, number)
 
 
+def _unread_keys(sample: Sequence[Mapping[str, object]], columns: Sequence[str]) -> list[str]:
+    """Return the keys of messages that are not read, as `column[].key`."""
+    keys = {
+        f"{column}[].{key}"
+        for row in sample
+        for column in columns
+        for key in unread_keys(decoded(row[column]))
+    }
+    return sorted(keys)
+
+
 def words(answer: Message) -> str:
     """Return what an answer says; of one that calls tools, the calls as JSON after its words."""
     calls = [json.dumps(call, ensure_ascii=False) for call in answer.get("tool_calls") or ()]
@@ -101,11 +117,13 @@ def read_row(
         turns = [*pair.prompt, pair.chosen, pair.rejected]
         if any(template.has_tokens(turn["content"]) for turn in turns):
             raise Unusable("template_tokens")
-    options = {"tools": pair.tools, **pair.chat_template_kwargs}
+    options = {**pair.chat_template_kwargs, "tools": pair.tools}
     try:
-        texts = template.render(pair.prompt, pair.chosen, pair.rejected, **options)
+        texts = template.render(pair.prompt, pair.chosen, pair.rejected, options)
     except Unrenderable as error:
         raise Unusable("template") from error
+    if not all(is_text(text) for text in texts):  # by way of a tool or a call
+        raise Unusable("malformed")
     for split, prompts in seen.items():
         if fingerprint(texts.prompt) in prompts:
             raise Unusable(f"also_in_{split}")

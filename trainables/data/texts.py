@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os.path
 import re
 import unicodedata
 from typing import Any, NamedTuple, TypeGuard
@@ -9,8 +10,6 @@ from typing import Any, NamedTuple, TypeGuard
 # A value that was no text in a file of JSON lines begins with this, and its JSON follows: Arrow has
 # one type for a column, and rows need not agree on one.
 NOT_TEXT = "\0json:"
-
-
 HALF_A_PAIR = re.compile("[\ud800-\udfff]")  # JSON can hold what UTF-8 cannot
 
 
@@ -51,6 +50,8 @@ TEMPLATE_TOKENS = re.compile(
     r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|\[/?SYSTEM_PROMPT\]"
     r"|<｜(?:User|Assistant|begin▁of▁sentence|end▁of▁sentence)｜>"
 )
+MESSAGES_BEGIN = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content|from|value)["']\s*:""")
+BLANKS = "\u2800\u3164\u115f\u1160\uffa0"  # letters and signs that show nothing
 # Names for who speaks, where messages say it with `from` and `value`.
 SPEAKERS = {
     "human": "user",
@@ -77,7 +78,17 @@ def is_text(value: object) -> TypeGuard[str]:
 def visible(text: str) -> bool:
     """Say whether a text has a character that a reader would see."""
     # Format characters (such as zero-width spaces), controls and separators show nothing.
-    return any(unicodedata.category(letter)[0] not in "CZ" for letter in text)
+    return any(
+        unicodedata.category(letter)[0] not in "CZ" and letter not in BLANKS for letter in text
+    )
+
+
+def begins_as_messages(text: str) -> bool:
+    """Say whether a text begins as a list of messages does, whether or not it can be parsed.
+
+    A table of NumPy's arrays that was written as CSV, for one, has no commas between messages.
+    """
+    return MESSAGES_BEGIN.match(text) is not None
 
 
 def messages_as_text(text: str) -> list[Any] | None:
@@ -120,12 +131,20 @@ def _turns(text: str, family: Markers) -> list[dict[str, str]] | None:
         return None
     turns = [{"role": "system", "content": before.strip()}] if before.strip() else []
     for marker, said in zip(parts[::2], parts[1::2], strict=True):
-        turns.append({"role": roles[marker], "content": said.strip().removesuffix("</s>")})
+        turns.append({"role": roles[marker], "content": said.strip().removesuffix("</s>").rstrip()})
     if not any(turn["role"] == "assistant" for turn in turns):
         return None
     if turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
         turns.pop()
     return turns
+
+
+def shared_words(chosen: str, rejected: str) -> str:
+    """Return the words that two texts both begin with."""
+    shared = os.path.commonprefix([chosen, rejected])
+    # Answers that begin with the same letters share them too: go back to where a word began.
+    cut = max((i + 1 for i, letter in enumerate(shared) if letter.isspace()), default=0)
+    return shared[:cut] if shared[:cut].strip() else ""
 
 
 def marks_a_turn(text: str) -> bool:
